@@ -1,0 +1,1 @@
+"""The sandbox side of tiltyard: hosts, boxes, repositories, tools, graders and the store."""

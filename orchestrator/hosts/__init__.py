@@ -1,0 +1,1 @@
+"""Owners of rollouts: leases, admission, boxes, sweeping."""

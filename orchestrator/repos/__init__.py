@@ -1,0 +1,1 @@
+"""From a repository to a sealed, shared, copy-on-write workspace."""

@@ -1,0 +1,1 @@
+"""The record: bindings, calls, evidence, rewards, blobs."""

@@ -1,0 +1,1 @@
+"""Sources of what runs inside a box: the agent and the base images. Shipped as package data."""

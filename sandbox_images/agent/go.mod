@@ -1,0 +1,3 @@
+module tiltyard/agent
+
+go 1.26
