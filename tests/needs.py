@@ -1,0 +1,46 @@
+"""What a test needs of the machine: skipped on a laptop that lacks it, a failure where it was promised.
+
+`TILTYARD_REQUIRE=docker,root` (set by `make test` and CI) names what was promised.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+
+
+@cache
+def _docker() -> str:
+    if not shutil.which("docker"):
+        return "no docker command"
+    done = subprocess.run(["docker", "info"], capture_output=True, text=True, timeout=30, check=False)
+    return "" if done.returncode == 0 else "no Docker engine answers"
+
+
+@cache
+def _root() -> str:
+    return "" if os.geteuid() == 0 else "not root"
+
+
+PROBES: dict[str, Callable[[], str]] = {"docker": _docker, "root": _root}
+"""Name -> why it is missing, or an empty string."""
+
+
+def promised() -> frozenset[str]:
+    return frozenset(filter(None, os.environ.get("TILTYARD_REQUIRE", "").split(",")))
+
+
+def needs(*names: str) -> pytest.MarkDecorator:
+    """A mark for tests: `pytestmark = [needs("docker", "root")]`; conftest acts on it."""
+    unknown = set(names) - PROBES.keys()
+    if unknown:
+        raise ValueError(f"unknown need: {sorted(unknown)}; known: {sorted(PROBES)}")
+    return pytest.mark.needs(*names)
+
+
+def lacking(names: tuple[str, ...]) -> list[str]:
+    """Reasons why this machine cannot run a test that needs `names`."""
+    return [f"{name}: {why}" for name in names if (why := PROBES[name]())]
