@@ -213,19 +213,10 @@ class Bench(Protocol):
 
 
 class GraderBox(Protocol):
-    """A grading box: operations without ids of a rollout's calls. Paths as in docs/agent-protocol.md."""
+    """A grading box. Paths as in docs/agent-protocol.md; a "trusted" put is relative to the trusted folder.
 
-    @property
-    def workspace(self) -> str: ...
-
-    @property
-    def trusted_dir(self) -> str: ...
-
-    @property
-    def uid_base(self) -> int: ...
-
-    @property
-    def uid_count(self) -> int: ...
+    A trusted exec finds TILTYARD_WORKSPACE, TILTYARD_TRUSTED_DIR, TILTYARD_UID_BASE and TILTYARD_UID_COUNT in its environment.
+    """
 
     async def run(self, op: Operation) -> OperationResult: ...
 

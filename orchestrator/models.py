@@ -186,7 +186,8 @@ class CallRequest:
     key: CallKey
     call_id: str
     tool: str
-    arguments: Arguments
+    arguments_text: str
+    """JSON as the trainer sent it (canonical where it parses); what does not parse is the model's mistake."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +207,7 @@ class CallRecord:
     key: CallKey
     call_id: str
     tool: str
-    arguments: Arguments
+    arguments_text: str
     reply: ToolReply
     started_at: float
     finished_at: float
