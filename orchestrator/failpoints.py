@@ -1,6 +1,6 @@
 """Named places where a fault can be ordered in the real server process. Disarmed they cost a dictionary look-up.
 
-`TILTYARD_FAILPOINTS="before_commit:kill,after_evidence:raise:2"`: name, action (kill = SIGKILL to this process, raise), and at which hit (1 by default).
+`TILTYARD_FAILPOINTS="before_commit:kill,after_evidence:raise:2"`: name, action (kill is SIGKILL to this process), which hit (first by default).
 """
 
 import os
