@@ -1,0 +1,40 @@
+# Two commands matter: `make demo` and `make test`. Each sets up what it needs.
+SHELL := /bin/bash
+BIN := .venv/bin
+UV := .tools/bin/uv
+REQUIRE := $(shell [ "$$(id -u)" = 0 ] && echo docker,root || echo docker)
+
+.PHONY: help setup engine images fmt check test demo bench clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: build/environment engine images ## engine, base images, environment, agent
+
+engine:
+	@sandbox_images/engine
+
+images: build/environment | engine
+	@sandbox_images/build
+
+build/environment: requirements.lock requirements-build.lock pyproject.toml hatch_build.py $(wildcard sandbox_images/agent/*.go)
+	@sandbox_images/environment
+
+fmt: build/environment ## format and mend what can be mended
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+check: build/environment ## format, lint, types, architecture
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/pytest -q tests/test_architecture.py
+
+test: setup ## everything this machine can run
+	TILTYARD_REQUIRE=$(REQUIRE) $(BIN)/pytest
+
+demo: setup ## real rollouts over the RFT wire, graded
+	@$(BIN)/tiltyard demo
+
+bench: setup ## the budgets of docs/performance.md, as ratios
+	$(BIN)/python -m benchmarks
+
+clean: ## remove what the project made: boxes, mounts, environment
+	@if [ -x $(BIN)/tiltyard ]; then $(BIN)/tiltyard sweep --all; fi
+	rm -rf .venv .tools build dist demo sandbox_images/agent/bin
