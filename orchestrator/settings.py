@@ -1,0 +1,94 @@
+"""Settings, read once: environment (`TILTYARD_...`), then defaults; the command line overrides both."""
+
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from orchestrator.errors import Misconfigured
+
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
+"""Deployment and host names end up in folder names, labels and container names."""
+
+
+def default_state_dir() -> Path:
+    """/var/lib/tiltyard for root, else ~/.local/share/tiltyard."""
+    return Path("/var/lib/tiltyard") if os.geteuid() == 0 else Path.home() / ".local" / "share" / "tiltyard"
+
+
+def default_host_id() -> str:
+    """This machine's name, reduced to what labels may hold."""
+    reduced = re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().lower()).strip("-")[:31]
+    return reduced or "host"
+
+
+def _name(value: str) -> str:
+    if not NAME.fullmatch(value):
+        raise ValueError("use lower-case letters, digits and hyphens, at most 31")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Each field is documented here and in docs/settings.md."""
+
+    model_config = SettingsConfigDict(env_prefix="TILTYARD_", extra="ignore", frozen=True)
+
+    deployment: Name = "default"
+    """Boxes, mounts and folders carry this name; two deployments on one machine never touch each other's."""
+    host_id: Name = Field(default_factory=default_host_id)
+    """Identity of this host in the store; a lock file keeps a second process from taking it."""
+    state_dir: Path = Field(default_factory=default_state_dir)
+    """Store, blobs, mirrors, templates and boxes."""
+    store_url: str = ""
+    """SQLAlchemy URL; empty: SQLite in `state_dir`."""
+    listen_host: str = "127.0.0.1"
+    listen_port: int = Field(default=8080, ge=0, le=65535)
+    tasks: Path | None = None
+    """A task file (JSONL) served as job `default`."""
+    jobs: Path | None = None
+    """A TOML file of jobs: [jobs.NAME] tasks = "file.jsonl", share, samples_per_task, run_name."""
+    tokens: Path | None = None
+    """Token file; see `tiltyard token new`."""
+    insecure_loopback: bool = False
+    """Serve without tokens, to loopback peers only."""
+    backend: Literal["docker", "fake"] = "docker"
+    runtime: str = "runc"
+    """The engine's runtime for boxes."""
+    memory_limit_mib: int = Field(default=0, ge=0)
+    """Memory that all boxes together may be promised; 0: three quarters of the machine's."""
+    max_boxes: int = Field(default=200, ge=1)
+    start_slots: int = Field(default=2, ge=1)
+    """Boxes starting at the same time; more only adds latency on one engine."""
+    idle_ttl_s: float = Field(default=1800.0, gt=0)
+    """An abandoned rollout ends after this; it must exceed a slow call plus the model's thinking time."""
+    call_deadline_s: float = Field(default=540.0, gt=0)
+    """Answer 5xx when a call or grade takes longer (trainers wait ten minutes); the work goes on and the retry joins it."""
+    grader_reserve: int = Field(default=1, ge=0)
+    """Warm grading boxes kept per task template in use."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    failpoints: str = ""
+    """Faults ordered by tests; see orchestrator/failpoints.py."""
+
+    def resolved_store_url(self) -> str:
+        return self.store_url or f"sqlite+aiosqlite:///{self.state_dir / self.deployment / 'store.db'}"
+
+    @property
+    def deployment_dir(self) -> Path:
+        return self.state_dir / self.deployment
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Environment and defaults under `overrides` (None means not given). Raises Misconfigured naming each field and its fix."""
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise Misconfigured("settings: " + "; ".join(lines)) from error
