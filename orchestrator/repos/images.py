@@ -1,0 +1,43 @@
+"""What building templates needs of a container engine: images by reference, and a throw-away box for set-up commands.
+
+The docker backend implements both; `orchestrator.repos.fakes` has the in-memory ones.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+
+class ImageResolver(Protocol):
+    """Knows the engine's images. Nothing is ever pulled."""
+
+    async def image_id(self, reference: str) -> str:
+        """The id (`sha256:...`) that `reference` (a tag, digest or id) names now. Raises Misconfigured with the fix when it is missing."""
+        ...
+
+
+class SetupRunner(Protocol):
+    """Runs a task's set-up commands, once per template."""
+
+    async def run_setup(
+        self,
+        *,
+        image: str,
+        commands: tuple[str, ...],
+        tree: Path,
+        upper: Path,
+        tag: str,
+        network: str,
+        timeout_s: float,
+    ) -> str:
+        """Run `commands` in turn as root (`sh -ec`), cwd = the workspace, in a throw-away container of `image`.
+
+        The workspace is an overlay with `tree` as its lower and `upper` as its upper; its work folder is `upper.with_name("work")`, which stands
+        empty beside it. What the commands change outside the workspace is committed as an image named `tag`.
+
+        Without root (`os.geteuid() != 0`) everything in `upper` must belong to the caller's uid when this returns (`chown -h` inside the container
+        as its last act): the boxes' commands run as that uid. With root the caller mends owners itself.
+
+        Returns the id of the committed image. On every way out the container and its mounts are gone.
+        Raises RepositoryError with the tail of the log when a command fails or `timeout_s` passes; EngineUnavailable.
+        """
+        ...
