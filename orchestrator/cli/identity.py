@@ -1,0 +1,56 @@
+"""What a deployment keeps on disk to be itself: the lock of a host's identity and the secret of its task handles."""
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from orchestrator.errors import Misconfigured
+
+SECRET_BYTES = 32
+
+
+@contextmanager
+def host_lock(folder: Path, host_id: str) -> Iterator[None]:
+    """Hold the identity (machine, host name) while serving. Raises Misconfigured when another process holds it.
+
+    The lock goes with the process, however it ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(folder / f"host-{host_id}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Misconfigured(
+                f"host {host_id!r} of this deployment is served by another process; "
+                "stop it, or set TILTYARD_HOST_ID or TILTYARD_DEPLOYMENT to another name"
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def handle_secret(folder: Path) -> bytes:
+    """The deployment's secret for signed task handles, made on first use, readable by its owner only."""
+    path = folder / "handle.key"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return _read_secret(path)
+    with os.fdopen(descriptor, "wb") as file:
+        secret = secrets.token_bytes(SECRET_BYTES)
+        file.write(secret)
+    return secret
+
+
+def _read_secret(path: Path) -> bytes:
+    secret = path.read_bytes()
+    if len(secret) != SECRET_BYTES:
+        raise Misconfigured(f"{path} is damaged: remove it; task handles handed out before will no longer be accepted")
+    return secret
