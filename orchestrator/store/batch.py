@@ -1,0 +1,214 @@
+"""One batch of writes in one transaction: load what stands, decide (writes.py), apply. Set-wise: a few statements for hundreds of writes."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Insert,
+    Select,
+    and_,
+    bindparam,
+    insert,
+    select,
+    tuple_,
+    update,
+)
+
+from orchestrator.failpoints import hit
+from orchestrator.models import (
+    Binding,
+    CallKey,
+    Epoch,
+    Finding,
+    RolloutKey,
+    RolloutState,
+)
+from orchestrator.store import codec
+from orchestrator.store.schema import calls, evidence, findings, pulse, rewards, rollouts, taints
+from orchestrator.store.writes import (
+    AddFinding,
+    AnyWrite,
+    Bind,
+    Ledger,
+    Outcome,
+    PutEvidence,
+    PutReward,
+    Record,
+    Standing,
+    Taint,
+    decide,
+    rollouts_of,
+)
+
+T = TypeVar("T")
+
+CHUNK = 200
+"""Keys per IN list: two parameters each, well below what SQLite (32,766) and PostgreSQL allow."""
+
+
+def run_batch(connection: Connection, writes: Sequence[AnyWrite]) -> list[Outcome]:
+    """Carry `writes` out inside the open transaction of `connection`; outcomes in the same order. The caller commits."""
+    ledger = load(connection, writes)
+    outcomes = [decide(ledger, write) for write in writes]
+    apply(connection, ledger)
+    if ledger.call_rows:
+        hit("before_commit")
+    return outcomes
+
+
+def bindings_query() -> Select[Any]:
+    """Rows that `codec.binding_of` reads."""
+    joined = rollouts.outerjoin(
+        taints, and_(taints.c.job == rollouts.c.job, taints.c.trace_id == rollouts.c.trace_id)
+    )
+    return select(rollouts, taints.c.reason.label("tainted")).select_from(joined)
+
+
+def load(connection: Connection, writes: Sequence[AnyWrite]) -> Ledger:
+    """What stands for the rollouts of `writes`; new bindings are inserted here, because the rest needs their row ids."""
+    ledger = Ledger()
+    rollout_keys = rollouts_of(writes)
+    _load_standing(connection, ledger, rollout_keys)
+    if _insert_missing(connection, ledger, _of(writes, Bind)):
+        _load_standing(connection, ledger, [key for key in rollout_keys if key not in ledger.standing])
+    _load_calls(connection, ledger, _of(writes, Record))
+    _load_bodies(connection, ledger, writes)
+    _load_taints(connection, ledger, _of(writes, Taint))
+    _load_findings(connection, ledger, _of(writes, AddFinding))
+    return ledger
+
+
+def _of(writes: Sequence[AnyWrite], kind: type[T]) -> list[T]:
+    return [write for write in writes if isinstance(write, kind)]
+
+
+def _chunks(items: Iterable[T]) -> Iterable[list[T]]:
+    whole = list(items)
+    return (whole[start : start + CHUNK] for start in range(0, len(whole), CHUNK))
+
+
+def _names(keys: Iterable[RolloutKey]) -> list[tuple[str, str]]:
+    return [(key.job, key.trace_id) for key in keys]
+
+
+def _load_standing(connection: Connection, ledger: Ledger, keys: Sequence[RolloutKey]) -> None:
+    for chunk in _chunks(keys):
+        query = bindings_query().where(tuple_(rollouts.c.job, rollouts.c.trace_id).in_(_names(chunk)))
+        for row in connection.execute(query.with_for_update(of=rollouts)).mappings():
+            binding = codec.binding_of(row)
+            ledger.standing[binding.rollout] = Standing(id=row["id"], binding=binding)
+
+
+def _insert_missing(connection: Connection, ledger: Ledger, binds: Sequence[Bind]) -> bool:
+    missing: dict[RolloutKey, Binding] = {}
+    for write in binds:
+        if write.rollout not in ledger.standing:
+            missing.setdefault(write.rollout, _new_binding(write))
+    if missing:
+        connection.execute(insert(rollouts), [codec.binding_row(binding) for binding in missing.values()])
+    return bool(missing)
+
+
+def _new_binding(write: Bind) -> Binding:
+    return Binding(
+        rollout=write.rollout,
+        task=write.task,
+        host=write.host,
+        epoch=Epoch(1),
+        state=RolloutState.OPEN,
+        sandbox=None,
+        boot_id=None,
+        reason="",
+        tainted="",
+        created_at=write.now,
+        touched_at=write.now,
+    )
+
+
+def _load_calls(connection: Connection, ledger: Ledger, records: Sequence[Record]) -> None:
+    wanted = [
+        (ledger.standing[write.rollout].id, write.call.key) for write in records if write.rollout in ledger.standing
+    ]
+    for chunk in _chunks(wanted):
+        query = select(calls.c.rollout_id, calls.c.key).where(tuple_(calls.c.rollout_id, calls.c.key).in_(chunk))
+        ledger.recorded.update((rollout_id, CallKey(key)) for rollout_id, key in connection.execute(query))
+
+
+def _load_bodies(connection: Connection, ledger: Ledger, writes: Sequence[AnyWrite]) -> None:
+    _load_body(connection, ledger, _of(writes, PutEvidence), evidence.c, codec.evidence_of, ledger.evidence)
+    _load_body(connection, ledger, _of(writes, PutReward), rewards.c, codec.reward_of, ledger.rewards)
+
+
+def _load_body(
+    connection: Connection,
+    ledger: Ledger,
+    writes: Sequence[PutEvidence] | Sequence[PutReward],
+    columns: Any,
+    decode: Callable[[str], T],
+    into: dict[int, T],
+) -> None:
+    ids = [ledger.standing[write.rollout].id for write in writes if write.rollout in ledger.standing]
+    for chunk in _chunks(ids):
+        query = select(columns.rollout_id, columns.body).where(columns.rollout_id.in_(chunk))
+        into.update((rollout_id, decode(body)) for rollout_id, body in connection.execute(query))
+
+
+def _load_taints(connection: Connection, ledger: Ledger, writes: Sequence[Taint]) -> None:
+    for chunk in _chunks(rollouts_of(writes)):
+        query = select(taints).where(tuple_(taints.c.job, taints.c.trace_id).in_(_names(chunk)))
+        for row in connection.execute(query).mappings():
+            ledger.taints[codec.rollout_key(row)] = row["reason"]
+
+
+def _load_findings(connection: Connection, ledger: Ledger, writes: Sequence[AddFinding]) -> None:
+    for chunk in _chunks(rollouts_of(writes)):
+        query = select(findings).where(tuple_(findings.c.job, findings.c.trace_id).in_(_names(chunk)))
+        for row in connection.execute(query).mappings():
+            known = ledger.findings.setdefault(codec.rollout_key(row), set())
+            known.add(Finding(code=row["code"], detail=row["detail"]))
+
+
+_MUTABLE: tuple[Column[Any], ...] = (
+    rollouts.c.host,
+    rollouts.c.epoch,
+    rollouts.c.state,
+    rollouts.c.sandbox,
+    rollouts.c.boot_id,
+    rollouts.c.reason,
+    rollouts.c.touched_at,
+)
+_UPDATE_ROLLOUT = (
+    update(rollouts)
+    .where(rollouts.c.id == bindparam("row_id"))
+    .values({column: bindparam(column.name) for column in _MUTABLE})
+)
+
+
+def apply(connection: Connection, ledger: Ledger) -> None:
+    """Write what `decide` collected."""
+    _update_rollouts(connection, ledger)
+    inserts: tuple[tuple[Insert, list[codec.Row]], ...] = (
+        (insert(calls), ledger.call_rows),
+        (insert(evidence), ledger.evidence_rows),
+        (insert(rewards), ledger.reward_rows),
+        (insert(taints), ledger.taint_rows),
+        (insert(findings), ledger.finding_rows),
+    )
+    for statement, rows in inserts:
+        if rows:
+            connection.execute(statement, rows)
+    if ledger.pulse_at is not None:
+        connection.execute(update(pulse).values(at=ledger.pulse_at))
+
+
+def _update_rollouts(connection: Connection, ledger: Ledger) -> None:
+    names = {column.name for column in _MUTABLE}
+    rows = []
+    for standing in ledger.standing.values():
+        if standing.changed:
+            whole = codec.binding_row(standing.binding)
+            rows.append({"row_id": standing.id, **{name: whole[name] for name in names}})
+    if rows:
+        connection.execute(_UPDATE_ROLLOUT, rows)
