@@ -3,8 +3,8 @@
     TiltyardError
     |- CallerError                  the trainer or an operator: 4xx
     |  |- Unauthorized                401 | 403
-    |  |- BadEnvelope                 400 | 413 | 422
-    |  |- UnknownRollout              404
+    |  |- BadEnvelope                 408 | 413 | 415 | 422
+    |  |- UnknownJob, UnknownRollout  404
     |  |- TaskConflict                409
     |  `- Misconfigured               refused at start, or 422
     |- CapacityError                503, the place in the queue is kept
@@ -67,6 +67,27 @@ class BadEnvelope(CallerError):
 class TooLarge(BadEnvelope):
     reason = "too_large"
     status = 413
+
+
+class TooSlow(BadEnvelope):
+    """The request's body did not arrive within the time a body may take."""
+
+    reason = "too_slow"
+    status = 408
+
+
+class UnsupportedEncoding(BadEnvelope):
+    """A compressed body: its true size cannot be bounded before it is unpacked."""
+
+    reason = "unsupported_encoding"
+    status = 415
+
+
+class UnknownJob(CallerError):
+    """No such job for this token; the same answer for foreign and for missing ones."""
+
+    reason = "unknown_job"
+    status = 404
 
 
 class UnknownRollout(CallerError):
