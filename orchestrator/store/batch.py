@@ -1,20 +1,9 @@
 """One batch of writes in one transaction: load what stands, decide (writes.py), apply. Set-wise: a few statements for hundreds of writes."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import (
-    Column,
-    Connection,
-    Insert,
-    Select,
-    and_,
-    bindparam,
-    insert,
-    select,
-    tuple_,
-    update,
-)
+from sqlalchemy import Connection, Insert, Select, insert, update
 
 from orchestrator.failpoints import hit
 from orchestrator.models import (
@@ -25,7 +14,7 @@ from orchestrator.models import (
     RolloutKey,
     RolloutState,
 )
-from orchestrator.store import codec
+from orchestrator.store import codec, queries
 from orchestrator.store.schema import calls, evidence, findings, pulse, rewards, rollouts, taints
 from orchestrator.store.writes import (
     AddFinding,
@@ -58,14 +47,6 @@ def run_batch(connection: Connection, writes: Sequence[AnyWrite]) -> list[Outcom
     return outcomes
 
 
-def bindings_query() -> Select[Any]:
-    """Rows that `codec.binding_of` reads."""
-    joined = rollouts.outerjoin(
-        taints, and_(taints.c.job == rollouts.c.job, taints.c.trace_id == rollouts.c.trace_id)
-    )
-    return select(rollouts, taints.c.reason.label("tainted")).select_from(joined)
-
-
 def load(connection: Connection, writes: Sequence[AnyWrite]) -> Ledger:
     """What stands for the rollouts of `writes`; new bindings are inserted here, because the rest needs their row ids."""
     ledger = Ledger()
@@ -95,8 +76,7 @@ def _names(keys: Iterable[RolloutKey]) -> list[tuple[str, str]]:
 
 def _load_standing(connection: Connection, ledger: Ledger, keys: Sequence[RolloutKey]) -> None:
     for chunk in _chunks(keys):
-        query = bindings_query().where(tuple_(rollouts.c.job, rollouts.c.trace_id).in_(_names(chunk)))
-        for row in connection.execute(query.with_for_update(of=rollouts)).mappings():
+        for row in connection.execute(queries.STANDING, {"names": _names(chunk)}).mappings():
             binding = codec.binding_of(row)
             ledger.standing[binding.rollout] = Standing(id=row["id"], binding=binding)
 
@@ -132,58 +112,37 @@ def _load_calls(connection: Connection, ledger: Ledger, records: Sequence[Record
         (ledger.standing[write.rollout].id, write.call.key) for write in records if write.rollout in ledger.standing
     ]
     for chunk in _chunks(wanted):
-        query = select(calls.c.rollout_id, calls.c.key).where(tuple_(calls.c.rollout_id, calls.c.key).in_(chunk))
-        ledger.recorded.update((rollout_id, CallKey(key)) for rollout_id, key in connection.execute(query))
+        found = connection.execute(queries.KNOWN_CALLS, {"names": chunk})
+        ledger.recorded.update((rollout_id, CallKey(key)) for rollout_id, key in found)
 
 
 def _load_bodies(connection: Connection, ledger: Ledger, writes: Sequence[AnyWrite]) -> None:
-    _load_body(connection, ledger, _of(writes, PutEvidence), evidence.c, codec.evidence_of, ledger.evidence)
-    _load_body(connection, ledger, _of(writes, PutReward), rewards.c, codec.reward_of, ledger.rewards)
+    bodies = _bodies(connection, ledger, _of(writes, PutEvidence), queries.EVIDENCE_BODIES)
+    ledger.evidence.update((rollout_id, codec.evidence_of(body)) for rollout_id, body in bodies)
+    bodies = _bodies(connection, ledger, _of(writes, PutReward), queries.REWARD_BODIES)
+    ledger.rewards.update((rollout_id, codec.reward_of(body)) for rollout_id, body in bodies)
 
 
-def _load_body(
-    connection: Connection,
-    ledger: Ledger,
-    writes: Sequence[PutEvidence] | Sequence[PutReward],
-    columns: Any,
-    decode: Callable[[str], T],
-    into: dict[int, T],
-) -> None:
+def _bodies(
+    connection: Connection, ledger: Ledger, writes: Sequence[PutEvidence] | Sequence[PutReward], query: Select[Any]
+) -> list[tuple[int, str]]:
     ids = [ledger.standing[write.rollout].id for write in writes if write.rollout in ledger.standing]
-    for chunk in _chunks(ids):
-        query = select(columns.rollout_id, columns.body).where(columns.rollout_id.in_(chunk))
-        into.update((rollout_id, decode(body)) for rollout_id, body in connection.execute(query))
+    return [
+        (rollout_id, body) for chunk in _chunks(ids) for rollout_id, body in connection.execute(query, {"ids": chunk})
+    ]
 
 
 def _load_taints(connection: Connection, ledger: Ledger, writes: Sequence[Taint]) -> None:
     for chunk in _chunks(rollouts_of(writes)):
-        query = select(taints).where(tuple_(taints.c.job, taints.c.trace_id).in_(_names(chunk)))
-        for row in connection.execute(query).mappings():
+        for row in connection.execute(queries.TAINTS, {"names": _names(chunk)}).mappings():
             ledger.taints[codec.rollout_key(row)] = row["reason"]
 
 
 def _load_findings(connection: Connection, ledger: Ledger, writes: Sequence[AddFinding]) -> None:
     for chunk in _chunks(rollouts_of(writes)):
-        query = select(findings).where(tuple_(findings.c.job, findings.c.trace_id).in_(_names(chunk)))
-        for row in connection.execute(query).mappings():
+        for row in connection.execute(queries.FINDINGS, {"names": _names(chunk)}).mappings():
             known = ledger.findings.setdefault(codec.rollout_key(row), set())
             known.add(Finding(code=row["code"], detail=row["detail"]))
-
-
-_MUTABLE: tuple[Column[Any], ...] = (
-    rollouts.c.host,
-    rollouts.c.epoch,
-    rollouts.c.state,
-    rollouts.c.sandbox,
-    rollouts.c.boot_id,
-    rollouts.c.reason,
-    rollouts.c.touched_at,
-)
-_UPDATE_ROLLOUT = (
-    update(rollouts)
-    .where(rollouts.c.id == bindparam("row_id"))
-    .values({column: bindparam(column.name) for column in _MUTABLE})
-)
 
 
 def apply(connection: Connection, ledger: Ledger) -> None:
@@ -204,11 +163,11 @@ def apply(connection: Connection, ledger: Ledger) -> None:
 
 
 def _update_rollouts(connection: Connection, ledger: Ledger) -> None:
-    names = {column.name for column in _MUTABLE}
+    names = {column.name for column in queries.MUTABLE}
     rows = []
     for standing in ledger.standing.values():
         if standing.changed:
             whole = codec.binding_row(standing.binding)
             rows.append({"row_id": standing.id, **{name: whole[name] for name in names}})
     if rows:
-        connection.execute(_UPDATE_ROLLOUT, rows)
+        connection.execute(queries.UPDATE_ROLLOUT, rows)

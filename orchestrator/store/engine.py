@@ -20,6 +20,8 @@ _PRAGMAS: dict[Role, tuple[str, ...]] = {
     "durable": ("synchronous=FULL", "foreign_keys=ON"),
     "reader": ("query_only=ON",),
 }
+_READING: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None}
+"""A reader's one statement is its transaction: no BEGIN and ROLLBACK around it, each a hop to the driver's thread."""
 READERS = 4
 """Reading connections at once; each is a thread."""
 
@@ -76,6 +78,7 @@ def open_engine(path: Path, role: Role, *, busy_timeout_s: float) -> AsyncEngine
         pool_size=READERS if readers else 1,
         max_overflow=0,
         pool_timeout=60.0,
+        **_READING if readers else {},
     )
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -85,8 +88,7 @@ def open_engine(path: Path, role: Role, *, busy_timeout_s: float) -> AsyncEngine
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
-    @event.listens_for(engine.sync_engine, "begin")
-    def _begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN" if readers else "BEGIN IMMEDIATE")
+    if not readers:
+        event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
 
     return engine

@@ -32,7 +32,9 @@ def migrate(path: Path, *, busy_timeout_s: float) -> None:
     except SQLAlchemyError as error:
         raise StoreError(words(error)) from error
     except OSError as error:
-        raise StoreError(f"the store's folder cannot be used ({error.strerror}): check its owner, mode and disk") from error
+        raise StoreError(
+            f"the store's folder cannot be used ({error.strerror}): check its owner, mode and disk"
+        ) from error
 
 
 @contextmanager

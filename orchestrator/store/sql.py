@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
-from sqlalchemy import Select, and_, func, select
+from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from orchestrator.interfaces import RolloutSummary
@@ -28,11 +28,9 @@ from orchestrator.models import (
     SandboxId,
     TaskId,
 )
-from orchestrator.store import codec, writes
-from orchestrator.store.batch import bindings_query
+from orchestrator.store import codec, queries, writes
 from orchestrator.store.engine import file_of, open_engine, store_errors
 from orchestrator.store.migrate import migrate
-from orchestrator.store.schema import calls, evidence, findings, rewards, rollouts, taints
 from orchestrator.store.writer import Writer
 
 T = TypeVar("T")
@@ -89,7 +87,7 @@ class SqlStore:
         return await self._writer.submit(writes.Bind(rollout=rollout, task=task, host=host, now=self._now()))
 
     async def binding(self, rollout: RolloutKey) -> Binding | None:
-        rows = await self._read(bindings_query().where(_named(rollout)))
+        rows = await self._read(queries.BINDING, rollout)
         return codec.binding_of(rows[0]) if rows else None
 
     async def attach_sandbox(self, binding: Binding, sandbox: SandboxId, boot_id: str | None) -> Binding:
@@ -120,27 +118,24 @@ class SqlStore:
 
     async def tainted(self, rollout: RolloutKey) -> str:
         """The reason, or an empty string."""
-        query = select(taints.c.reason).where(taints.c.job == rollout.job, taints.c.trace_id == rollout.trace_id)
-        rows = await self._read(query)
+        rows = await self._read(queries.TAINT, rollout)
         return str(rows[0]["reason"]) if rows else ""
 
     async def open_bindings(self, host: HostId) -> Sequence[Binding]:
         """In state OPEN or GRADING, oldest first."""
-        live = (RolloutState.OPEN.value, RolloutState.GRADING.value)
-        query = bindings_query().where(rollouts.c.host == host, rollouts.c.state.in_(live)).order_by(rollouts.c.id)
-        return [codec.binding_of(row) for row in await self._read(query)]
+        return [codec.binding_of(row) for row in await self._read(queries.OPEN_BINDINGS, host=host)]
 
     async def record(self, binding: Binding, call: CallRecord) -> None:
         """Append; the same key twice is the first one's. Raises StaleLease, StoreError (also for a sequence that another key has)."""
         await self._writer.submit(writes.Record(rollout=binding.rollout, binding=binding, call=call))
 
     async def recorded(self, rollout: RolloutKey, key: CallKey) -> CallRecord | None:
-        rows = await self._read(_calls_query(rollout).where(calls.c.key == key))
+        rows = await self._read(queries.CALL, rollout, key=key)
         return codec.call_of(rollout, rows[0]) if rows else None
 
     async def calls(self, rollout: RolloutKey) -> Sequence[CallRecord]:
         """In order of their sequence."""
-        rows = await self._read(_calls_query(rollout).order_by(calls.c.sequence))
+        rows = await self._read(queries.CALLS, rollout)
         return [codec.call_of(rollout, row) for row in rows]
 
     async def put_evidence(self, binding: Binding, evidence: Evidence) -> Evidence:
@@ -150,7 +145,7 @@ class SqlStore:
         )
 
     async def evidence(self, rollout: RolloutKey) -> Evidence | None:
-        rows = await self._read(select(evidence.c.body).select_from(evidence.join(rollouts)).where(_named(rollout)))
+        rows = await self._read(queries.EVIDENCE, rollout)
         return codec.evidence_of(rows[0]["body"]) if rows else None
 
     async def put_reward(self, binding: Binding, reward: Reward) -> Reward:
@@ -158,7 +153,7 @@ class SqlStore:
         return await self._writer.submit(writes.PutReward(rollout=binding.rollout, binding=binding, reward=reward))
 
     async def reward(self, rollout: RolloutKey) -> Reward | None:
-        rows = await self._read(select(rewards.c.body).select_from(rewards.join(rollouts)).where(_named(rollout)))
+        rows = await self._read(queries.REWARD, rollout)
         return codec.reward_of(rows[0]["body"]) if rows else None
 
     async def add_finding(self, rollout: RolloutKey, code: str, detail: str) -> None:
@@ -167,15 +162,14 @@ class SqlStore:
 
     async def findings(self, rollout: RolloutKey) -> Sequence[tuple[str, str]]:
         """(code, detail), oldest first."""
-        query = select(findings.c.code, findings.c.detail).order_by(findings.c.id)
-        rows = await self._read(
-            query.where(findings.c.job == rollout.job, findings.c.trace_id == rollout.trace_id)
-        )
-        return [(row["code"], row["detail"]) for row in rows]
+        return [(row["code"], row["detail"]) for row in await self._read(queries.FINDINGS_OF, rollout)]
 
     async def rollouts(self, job: JobId | None, limit: int) -> Sequence[RolloutSummary]:
         """The newest `limit`, newest first."""
-        rows = await self._read(_summaries_query(job, limit))
+        if job is None:
+            rows = await self._read(queries.SUMMARIES, row_limit=limit)
+        else:
+            rows = await self._read(queries.SUMMARIES_OF_JOB, row_limit=limit, job=job)
         return [
             RolloutSummary(
                 binding=codec.binding_of(row),
@@ -185,25 +179,10 @@ class SqlStore:
             for row in rows
         ]
 
-    async def _read(self, query: Select[Any]) -> Sequence[Any]:
+    async def _read(self, query: Select[Any], rollout: RolloutKey | None = None, **parameters: Any) -> Sequence[Any]:
+        if rollout is not None:
+            parameters |= {"job": rollout.job, "trace_id": rollout.trace_id}
         with store_errors():
             async with self._reader.connect() as connection:
-                return (await connection.execute(query)).mappings().all()
-
-
-def _named(rollout: RolloutKey) -> Any:
-    return and_(rollouts.c.job == rollout.job, rollouts.c.trace_id == rollout.trace_id)
-
-
-def _calls_query(rollout: RolloutKey) -> Select[Any]:
-    return select(calls).select_from(calls.join(rollouts)).where(_named(rollout))
-
-
-def _summaries_query(job: JobId | None, limit: int) -> Select[Any]:
-    """Counting per row walks the primary key of `calls` for the listed rollouts alone."""
-    count = select(func.count()).where(calls.c.rollout_id == rollouts.c.id).scalar_subquery()
-    body = select(rewards.c.body).where(rewards.c.rollout_id == rollouts.c.id).scalar_subquery()
-    query = bindings_query().add_columns(count.label("call_count"), body.label("reward_body"))
-    if job is not None:
-        query = query.where(rollouts.c.job == job)
-    return query.order_by(rollouts.c.created_at.desc(), rollouts.c.id.desc()).limit(limit)
+                rows: Sequence[Any] = (await connection.execute(query, parameters)).mappings().all()
+        return rows

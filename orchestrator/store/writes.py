@@ -237,9 +237,7 @@ def _add_finding(ledger: Ledger, write: AddFinding) -> None:
     if write.finding in known or len(known) >= MAX_FINDINGS:
         return
     known.add(write.finding)
-    ledger.finding_rows.append(
-        {**_name(write.rollout), "code": write.finding.code, "detail": write.finding.detail}
-    )
+    ledger.finding_rows.append({**_name(write.rollout), "code": write.finding.code, "detail": write.finding.detail})
 
 
 def _pulse(ledger: Ledger, write: Pulse) -> None:
