@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from orchestrator.errors import Misconfigured
+import structlog
+
+from orchestrator.errors import Misconfigured, TiltyardError
 from orchestrator.interfaces import Template
 from orchestrator.models import Limits, SandboxId
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +85,20 @@ class Workspaces(Protocol):
     async def usage_bytes(self, sandbox_id: SandboxId) -> int:
         """Disk space the box holds now; 0 for an unknown one."""
         ...
+
+
+async def remove_stale(workspaces: Workspaces, keep: Collection[SandboxId]) -> Sequence[SandboxId]:
+    """`remove_all_stale` of both forms."""
+    removed = []
+    for sandbox_id in await workspaces.owned():
+        if sandbox_id in keep:
+            continue
+        try:
+            await workspaces.remove(sandbox_id)
+            removed.append(sandbox_id)
+        except TiltyardError as error:
+            log.warning("stale_box_stays", sandbox_id=sandbox_id, error=error.message)
+    return removed
 
 
 def check_state_dir(state_dir: Path) -> Path:

@@ -1,0 +1,178 @@
+"""The layout of a box's folder, its record, and a removal that hostile modes cannot stop."""
+
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import Misconfigured
+from orchestrator.interfaces import Template
+from orchestrator.models import SandboxId
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,99}")
+BOXES = "boxes"
+RECORD = "box.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxRecord:
+    """What is written beside a box for whoever finds it later. `expires_at` is wall-clock seconds."""
+
+    template: str | None
+    expires_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BoxFolder:
+    """Names inside one box's folder. `writable` holds upper, work, tmp and home: the loop disk's root, or a plain folder."""
+
+    root: Path
+
+    @property
+    def agent(self) -> Path:
+        return self.root / "agent"
+
+    @property
+    def image(self) -> Path:
+        return self.root / "disk.img"
+
+    @property
+    def writable(self) -> Path:
+        return self.root / "disk"
+
+    @property
+    def upper(self) -> Path:
+        return self.writable / "upper"
+
+    @property
+    def work(self) -> Path:
+        return self.writable / "work"
+
+    @property
+    def tmp(self) -> Path:
+        return self.writable / "tmp"
+
+    @property
+    def home(self) -> Path:
+        return self.writable / "home"
+
+    @property
+    def workspace(self) -> Path:
+        return self.root / "workspace"
+
+    def lower(self, number: int) -> Path:
+        return self.root / f"lower{number}"
+
+    def record(self, template: Template | None, expires_at: float | None) -> None:
+        """Write `box.json`."""
+        text = json.dumps({"template": template.key if template else None, "expires_at": expires_at})
+        (self.root / RECORD).write_text(text, encoding="utf-8")
+
+
+def check_name(name: str, what: str) -> str:
+    """`name`, if it is safe as one path component. Raises Misconfigured."""
+    if not _NAME.fullmatch(name):
+        raise Misconfigured(f"{what} {name!r}: use letters, digits, '_', '.', '-', at most 100, a letter or digit first")
+    return name
+
+
+def box_folder(boxes: Path, sandbox_id: SandboxId) -> BoxFolder:
+    return BoxFolder(boxes / check_name(sandbox_id, "sandbox id"))
+
+
+def read_record(folder: Path) -> BoxRecord | None:
+    """None where there is none, or a killed process left half of one."""
+    try:
+        raw = json.loads((folder / RECORD).read_bytes())
+    except (OSError, ValueError):
+        return None
+    template, expires_at = raw.get("template"), raw.get("expires_at")
+    return BoxRecord(
+        template=template if isinstance(template, str) else None,
+        expires_at=float(expires_at) if isinstance(expires_at, int | float) else None,
+    )
+
+
+def templates_in_use(state_dir: Path) -> frozenset[str]:
+    """Keys of the templates under the boxes of every deployment of `state_dir`."""
+    records = (read_record(path.parent) for path in state_dir.glob(f"*/{BOXES}/*/{RECORD}"))
+    return frozenset(record.template for record in records if record and record.template)
+
+
+def names_below(boxes: Path, paths: "list[Path] | tuple[Path, ...]") -> set[SandboxId]:
+    """Which boxes of `boxes` the given paths lie in."""
+    inside = (path for path in paths if boxes in path.parents)
+    return {SandboxId(path.relative_to(boxes).parts[0]) for path in inside}
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove `folder` whole; symlinks are not followed, folders without rights are opened up first. Idempotent. Raises OSError."""
+    shutil.rmtree(folder, onerror=_open_up_and_retry)
+
+
+def _open_up_and_retry(function: Callable[..., object], path: str, info: tuple[type, BaseException, object]) -> None:
+    error = info[1]
+    if isinstance(error, FileNotFoundError):
+        return
+    if not isinstance(error, PermissionError):
+        raise error
+    parent = os.path.dirname(path)
+    _add_rights(parent)
+    if function in (os.rmdir, os.unlink):
+        function(path)
+    elif _is_folder(path):
+        _remove_closed_folder(path)
+    else:
+        os.unlink(path)
+
+
+def _remove_closed_folder(path: str) -> None:
+    """A folder that could not be listed: ours to open, or (overlay's own, empty) another's, which rmdir takes all the same."""
+    try:
+        _add_rights(path)
+    except PermissionError:
+        os.rmdir(path)
+    else:
+        remove_tree(Path(path))
+
+
+def _add_rights(path: str) -> None:
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.chmod(f"/proc/self/fd/{fd}", 0o700)
+    finally:
+        os.close(fd)
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def disk_usage_bytes(folder: Path) -> int:
+    """Blocks held below `folder`, in bytes; what vanishes meanwhile, or may not be entered, is passed over."""
+    total = 0
+    pending = [str(folder)]
+    while pending:
+        try:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    total += _blocks(entry)
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+        except OSError:
+            continue
+    return total
+
+
+def _blocks(entry: "os.DirEntry[str]") -> int:
+    try:
+        return entry.stat(follow_symlinks=False).st_blocks * 512
+    except OSError:
+        return 0
