@@ -12,13 +12,12 @@ Script = Callable[[Rollout], Awaitable[str]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
-    """`low` and `high` bound the reward it must earn; `outcome` is what the server must have made of it."""
+    """`score` is the reward it must earn; `outcomes` what the server may have made of it."""
 
     name: str
     task_id: str
     script: Script
-    low: float
-    high: float
+    score: float
     outcomes: tuple[str, ...] = ("scored",)
 
 

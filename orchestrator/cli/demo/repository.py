@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from git import Repo
+from git import Git, Repo
 
 from orchestrator.cli.demo.releases import SourceFile
 
@@ -28,7 +28,8 @@ def build(target: Path, releases: Sequence[tuple[str, Sequence[SourceFile]]]) ->
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     commits: list[str] = []
-    with Repo.init(target, initial_branch="main", template="") as repo:
+    Git(target).init("--quiet", "--template=", "--initial-branch=main")
+    with Repo(target) as repo:
         repo.git.update_environment(**PLAIN_GIT)
         for version, files in releases:
             _replace_tree(target, files)
