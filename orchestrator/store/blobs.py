@@ -36,7 +36,9 @@ class DiskBlobs:
         path = self._path(digest)
         try:
             if not _holds(path, data):
-                _write_durably(path, data)
+                _write_synced(path, data)
+            for folder in (path.parent, self._root, self._root.parent):  # also where a neighbour renamed it just now
+                _sync_folder(folder)
         except OSError as error:
             raise StoreError(f"a blob could not be kept ({error.strerror}): check the disk of the store") from error
         return digest
@@ -52,15 +54,15 @@ class DiskBlobs:
 
 
 def _holds(path: Path, data: bytes) -> bool:
-    """Whether `path` holds `data` already; a damaged file is written anew. What was renamed into place was synced before."""
+    """Whether `path` holds `data` already; a damaged file is written anew. What was renamed into place was written out before."""
     try:
         return path.stat().st_size == len(data) and path.read_bytes() == data
     except FileNotFoundError:
         return False
 
 
-def _write_durably(path: Path, data: bytes) -> None:
-    """Temp file, fsync, rename, then the folders: after a power cut the blob is whole or absent."""
+def _write_synced(path: Path, data: bytes) -> None:
+    """Temp file, fsync, rename: after a power cut the blob is whole or absent. The folders are the caller's to sync."""
     folder = path.parent
     folder.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=folder)
@@ -73,8 +75,6 @@ def _write_durably(path: Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    _sync_folder(folder)
-    _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

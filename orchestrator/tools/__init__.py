@@ -1,0 +1,1 @@
+"""What the model may call. One file per tool, one row in registry.py."""
