@@ -1,0 +1,157 @@
+"""Where the parts are put together: settings in, a served gateway out. Nothing else imports across the packages."""
+
+import functools
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+
+from orchestrator.backends.registry import backend_class
+from orchestrator.cli.identity import handle_secret, host_lock
+from orchestrator.clusters.local import LocalCluster
+from orchestrator.errors import Misconfigured
+from orchestrator.graders.registry import grader
+from orchestrator.hosts.host import SandboxHost
+from orchestrator.hosts.settings import HostSettings
+from orchestrator.interfaces import SandboxBackend, Templates
+from orchestrator.models import HostId, Job, JobId, Task, TaskId
+from orchestrator.repos.templates import TemplateCache
+from orchestrator.repos.workspace import Workspaces, make_workspaces
+from orchestrator.settings import Settings
+from orchestrator.store.blobs import DiskBlobs
+from orchestrator.store.sql import SqlStore
+from orchestrator.tasks.jobs import load_jobs
+from orchestrator.tasks.load import load_tasks
+from orchestrator.tools.registry import schemas, tool
+from tool_gateway.app import create_app
+from tool_gateway.auth import Auth, load_tokens
+from tool_gateway.deps import GatewayDeps
+
+if TYPE_CHECKING:
+    from orchestrator.backends.docker.settings import DockerSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What makes boxes, and what they are made over."""
+
+    backend: SandboxBackend
+    templates: Templates
+    memory_limit_mib: int
+
+
+@asynccontextmanager
+async def engine(settings: Settings) -> AsyncIterator[Engine]:
+    """Raises Misconfigured, EngineUnavailable."""
+    async with AsyncExitStack() as stack:
+        if settings.backend == "fake":
+            yield await _fake(settings)
+        else:
+            yield await _docker(settings, stack)
+
+
+async def _fake(settings: Settings) -> Engine:
+    from orchestrator.repos.fakes import FakeImages, FakeSetup
+
+    backend = backend_class("fake")()
+    root = settings.deployment_dir / "cache"
+    templates = TemplateCache(root, setup=FakeSetup(), images=FakeImages())
+    return Engine(backend=backend, templates=templates, memory_limit_mib=(await backend.capacity()).memory_mib)
+
+
+async def _docker(settings: Settings, stack: AsyncExitStack) -> Engine:
+    from orchestrator.backends.docker.backend import DockerBackend
+    from orchestrator.backends.docker.images import DockerImages
+
+    docker = docker_settings(settings)
+    workspaces: Workspaces = make_workspaces(settings.state_dir, settings.deployment)
+    backend = await stack.enter_async_context(DockerBackend(docker, workspaces))
+    images = DockerImages(docker)
+    templates = TemplateCache(settings.deployment_dir / "cache", setup=images, images=images)
+    return Engine(backend=backend, templates=templates, memory_limit_mib=(await backend.capacity()).memory_mib)
+
+
+def docker_settings(settings: Settings) -> "DockerSettings":
+    from orchestrator.backends.docker.settings import DockerSettings
+
+    return DockerSettings(
+        deployment=settings.deployment,
+        host_id=settings.host_id,
+        state_dir=settings.deployment_dir,
+        runtime=settings.runtime,
+        start_slots=settings.start_slots,
+        memory_limit_mib=settings.memory_limit_mib,
+        max_boxes=settings.max_boxes,
+    )
+
+
+def host_settings(settings: Settings, memory_limit_mib: int) -> HostSettings:
+    return HostSettings(
+        memory_limit_mib=memory_limit_mib,
+        max_boxes=settings.max_boxes,
+        start_slots=settings.start_slots,
+        idle_ttl_s=settings.idle_ttl_s,
+        call_deadline_s=settings.call_deadline_s,
+        grade_deadline_s=settings.call_deadline_s,
+        grader_reserve=settings.grader_reserve,
+    )
+
+
+def authentication(settings: Settings) -> Auth:
+    """Tokens, or the open loopback mode that must be asked for. Raises Misconfigured."""
+    if settings.tokens is not None:
+        return load_tokens(settings.tokens)
+    if not settings.insecure_loopback:
+        raise Misconfigured(
+            "no tokens: make a token file with `tiltyard token new` and pass --tokens FILE, "
+            "or pass --insecure-loopback to serve processes of this machine without any"
+        )
+    if settings.listen_host not in ("127.0.0.1", "::1", "localhost"):
+        raise Misconfigured(f"--insecure-loopback serves loopback only, not {settings.listen_host}")
+    return Auth.open_loopback()
+
+
+@asynccontextmanager
+async def gateway(settings: Settings) -> AsyncIterator[FastAPI]:
+    """Everything a server is, started in order and ended in reverse. Raises Misconfigured, EngineUnavailable, StoreError."""
+    auth = authentication(settings)
+    jobs = load_jobs(settings.tasks, settings.jobs, load_tasks)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(host_lock(settings.deployment_dir, settings.host_id))
+        store = await stack.enter_async_context(SqlStore.open(settings.resolved_store_url()))
+        made = await stack.enter_async_context(engine(settings))
+        host = await stack.enter_async_context(
+            SandboxHost(
+                host_id=HostId(settings.host_id),
+                settings=host_settings(settings, made.memory_limit_mib),
+                backend=made.backend,
+                store=store,
+                blobs=DiskBlobs(settings.deployment_dir / "blobs"),
+                templates=made.templates,
+                task_of=functools.partial(find_task, jobs),
+                share_of=lambda job: jobs[job].share if job in jobs else 1.0,
+                tools=tool,
+                graders=grader,
+            )
+        )
+        cluster = LocalCluster(host)
+        stack.push_async_callback(cluster.aclose)
+        yield create_app(
+            GatewayDeps(
+                cluster=cluster,
+                store=store,
+                jobs=jobs,
+                auth=auth,
+                handle_secret=handle_secret(settings.deployment_dir),
+                schemas=schemas,
+                ready=store.check,
+                call_timeout_s=settings.call_deadline_s,
+                grade_timeout_s=settings.call_deadline_s,
+            )
+        )
+
+
+def find_task(jobs: Mapping[JobId, Job], job: JobId, task: TaskId) -> Task | None:
+    return jobs[job].tasks.get(task) if job in jobs else None
