@@ -1,0 +1,30 @@
+"""`tiltyard sweep`: take away what a deployment that is not served left on this machine."""
+
+import asyncio
+
+from orchestrator.cli.identity import host_lock
+from orchestrator.cli.wiring import engine
+from orchestrator.settings import Settings
+
+
+def run(settings: Settings, everything: bool) -> None:
+    """Raises Misconfigured while the deployment is served, EngineUnavailable. The record, blobs and templates stay."""
+    for name in deployments(settings) if everything else [settings.deployment]:
+        removed = asyncio.run(_sweep(settings.model_copy(update={"deployment": name})))
+        print(f"{name}: {removed} boxes removed")
+
+
+def deployments(settings: Settings) -> list[str]:
+    """Every deployment that has a folder below the state folder."""
+    if not settings.state_dir.is_dir():
+        return []
+    return sorted(entry.name for entry in settings.state_dir.iterdir() if (entry / "boxes").is_dir())
+
+
+async def _sweep(settings: Settings) -> int:
+    with host_lock(settings.deployment_dir, settings.host_id):
+        async with engine(settings) as made:
+            owned = await made.backend.owned()
+            for box in owned:
+                await made.backend.destroy(box.id)
+            return len(owned)
