@@ -1,5 +1,6 @@
 """Table of tools: name -> where its class is, imported when first asked for."""
 
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 
@@ -7,6 +8,8 @@ from orchestrator.errors import Misconfigured
 from orchestrator.interfaces import Tool
 from orchestrator.models import JsonValue, Task, ToolReply
 from orchestrator.tools.texts import error
+
+FunctionSchema = Mapping[str, JsonValue]
 
 TABLE = {
     "shell": "orchestrator.tools.shell:ShellTool",
@@ -35,15 +38,12 @@ def unknown(name: str, task: Task) -> ToolReply:
     return error(f"there is no tool named {name!r} here; the tools are: {', '.join(task.tools)}", task.limits)
 
 
-def schema(name: str) -> dict[str, JsonValue]:
-    """One tool in the function form of chat completions."""
+def schema(name: str) -> FunctionSchema:
+    """One tool as `{"name", "description", "parameters"}`: the `function` part of a dataset row's tool."""
     found = tool(name)
-    return {
-        "type": "function",
-        "function": {"name": found.name, "description": found.description, "parameters": dict(found.schema)},
-    }
+    return {"name": found.name, "description": found.description, "parameters": dict(found.schema)}
 
 
-def schemas(task: Task) -> list[JsonValue]:
-    """The task's tools, in its order, as a dataset row's `tools`. Raises Misconfigured for a name that is not in the table."""
+def schemas(task: Task) -> list[FunctionSchema]:
+    """The task's tools, in its order. Raises Misconfigured for a name that is not in the table."""
     return [schema(name) for name in task.tools]
