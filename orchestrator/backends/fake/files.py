@@ -1,0 +1,248 @@
+"""The file operations over a box's tree, as the agent does them. Each raises Refusal for what the agent would refuse."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+
+from orchestrator.backends.fake.places import Places
+from orchestrator.backends.fake.tree import Dir, File, Node, Refusal, Special, Symlink, Tree, below, shown
+from orchestrator.operations import (
+    MAX_READ_BYTES,
+    Edit,
+    EditResult,
+    Entry,
+    FailureCode,
+    Glob,
+    GlobResult,
+    List,
+    ListResult,
+    Match,
+    Read,
+    ReadResult,
+    Search,
+    SearchResult,
+    Write,
+    WriteResult,
+)
+
+MAX_SEARCHED_BYTES = 4 * 1024 * 1024
+"""`search` passes over larger files (docs/agent-protocol.md)."""
+
+NOT_RE2 = re.compile(r"\(\?(?:[=!>(]|<[=!])|\\[1-9]")
+"""What Python's `re` has and RE2 has not: look-around, atomic and conditional groups, back references."""
+
+
+def regular(node: Node, parts: tuple[str, ...]) -> File:
+    if isinstance(node, File):
+        return node
+    if isinstance(node, Dir):
+        raise Refusal(FailureCode.IS_DIRECTORY, f"{shown(parts)}: is a directory")
+    if isinstance(node, Symlink):
+        raise Refusal(FailureCode.SYMLINK, f"{shown(parts)}: is a symbolic link")
+    raise Refusal(FailureCode.NOT_REGULAR, f"{shown(parts)}: not a regular file")
+
+
+def _folder(tree: Tree, parts: tuple[str, ...]) -> Dir:
+    node = tree.walk(parts)
+    if isinstance(node, Dir):
+        return node
+    if isinstance(node, Symlink):
+        raise Refusal(FailureCode.SYMLINK, f"{shown(parts)}: is a symbolic link")
+    raise Refusal(FailureCode.NOT_A_DIRECTORY, f"{shown(parts)}: not a directory")
+
+
+def read(tree: Tree, places: Places, op: Read) -> ReadResult:
+    parts = places.readable(op.path)
+    file = regular(tree.walk(parts), parts)
+    if not file.mode & 0o444:
+        raise Refusal(FailureCode.PERMISSION, f"{shown(parts)}: permission denied")
+    data = file.read()
+    piece = data[op.offset_bytes : op.offset_bytes + min(op.limit_bytes, MAX_READ_BYTES)]
+    return ReadResult(
+        data=piece,
+        size_bytes=len(data),
+        eof=op.offset_bytes + len(piece) >= len(data),
+        sha256=hashlib.sha256(data).hexdigest() if len(piece) == len(data) else None,
+    )
+
+
+def write(tree: Tree, places: Places, op: Write) -> WriteResult:
+    parts = places.writable(op.path)
+    before = _replaceable(tree, parts)
+    _expect(before, op.expected_sha256, parts)
+    kept = before.mode if before else 0o644
+    tree.put(parts, File.of(op.data, kept if op.mode is None else op.mode & 0o777), parents=op.parents)
+    return WriteResult(size_bytes=len(op.data), created=before is None, sha256=hashlib.sha256(op.data).hexdigest())
+
+
+def _replaceable(tree: Tree, parts: tuple[str, ...]) -> File | None:
+    before = tree.find(parts)
+    return None if before is None else regular(before, parts)
+
+
+def _expect(before: File | None, expected: str | None, parts: tuple[str, ...]) -> None:
+    if expected is None:
+        return
+    if expected == "absent":
+        if before is not None:
+            raise Refusal(FailureCode.EXISTS, f"{shown(parts)}: exists already")
+        return
+    if before is None:
+        raise Refusal(FailureCode.NOT_FOUND, f"{shown(parts)}: no such file or directory")
+    if hashlib.sha256(before.read()).hexdigest() != expected:
+        raise Refusal(FailureCode.HASH_MISMATCH, f"{shown(parts)}: the file has another content than expected")
+
+
+def edit(tree: Tree, places: Places, op: Edit) -> EditResult:
+    parts = places.writable(op.path)
+    file = regular(tree.walk(parts), parts)
+    try:
+        text = file.read().decode()
+    except UnicodeDecodeError:
+        raise Refusal(FailureCode.NOT_TEXT, f"{shown(parts)}: not a text file") from None
+    count = text.count(op.old)
+    if count == 0:
+        raise Refusal(FailureCode.NO_MATCH, f"{shown(parts)}: the text to replace does not occur")
+    if op.expected_count is not None and count != op.expected_count:
+        raise Refusal(
+            FailureCode.MANY_MATCHES,
+            f"{shown(parts)}: the text to replace occurs {count} times, {op.expected_count} expected",
+        )
+    data = text.replace(op.old, op.new).encode()
+    tree.put(parts, File.of(data, file.mode))
+    return EditResult(replaced=count, size_bytes=len(data), line=text[: text.index(op.old)].count("\n") + 1)
+
+
+def list_folder(tree: Tree, places: Places, op: List) -> ListResult:
+    parts = places.readable(op.path)
+    found = [
+        _entry(places.named((*parts, *name.split("/"))), node) for name, node in _inside(_folder(tree, parts), op.depth)
+    ]
+    found.sort(key=lambda entry: entry.path.encode("utf-8", "surrogateescape"))
+    return ListResult(entries=tuple(found[: op.limit]), truncated=len(found) > op.limit)
+
+
+def _inside(folder: Dir, depth: int, prefix: str = "") -> Iterator[tuple[str, Node]]:
+    """Names below `folder` to `depth`; `.git` is named, not entered."""
+    for name, node in folder.children.items():
+        yield prefix + name, node
+        if depth > 1 and isinstance(node, Dir) and name != ".git":
+            yield from _inside(node, depth - 1, f"{prefix}{name}/")
+
+
+def _entry(path: str, node: Node) -> Entry:
+    match node:
+        case File():
+            return Entry(path=path, kind="file", size_bytes=node.size_bytes, mode=node.mode)
+        case Dir():
+            return Entry(path=path, kind="dir", size_bytes=0, mode=node.mode)
+        case Symlink():
+            return Entry(path=path, kind="symlink", size_bytes=len(node.target.encode()), mode=0o777)
+        case Special():
+            return Entry(path=path, kind="other", size_bytes=0, mode=node.mode)
+
+
+def glob(tree: Tree, places: Places, op: Glob) -> GlobResult:
+    parts = places.readable(op.path)
+    wanted = glob_pattern(op.pattern)
+    found = sorted(
+        (
+            places.named((*parts, *name.split("/")))
+            for name, _ in _files(_folder(tree, parts))
+            if wanted.fullmatch(name)
+        ),
+        key=str.encode,
+    )
+    return GlobResult(paths=tuple(found[: op.limit]), truncated=len(found) > op.limit)
+
+
+def _files(folder: Dir) -> Iterator[tuple[str, File]]:
+    """Regular files below, outside `.git`, by relative path in byte order."""
+    for name, node in below(folder):
+        if isinstance(node, File) and ".git" not in name.split("/"):
+            yield name, node
+
+
+def search(tree: Tree, places: Places, op: Search) -> SearchResult:
+    wanted = _expression(op.pattern, op.ignore_case)
+    chosen = glob_pattern(op.glob) if op.glob else None
+    parts = places.readable(op.path)
+    matches: list[Match] = []
+    searched = 0
+    for path, data in _searched(tree, places, parts, chosen):
+        searched += 1
+        for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), start=1):
+            if wanted.search(line):
+                if len(matches) == op.limit:
+                    return SearchResult(matches=tuple(matches), truncated=True, files_searched=searched)
+                matches.append(Match(path=path, line=number, text=_cut(line, op.line_limit_bytes)))
+    return SearchResult(matches=tuple(matches), truncated=False, files_searched=searched)
+
+
+def _searched(
+    tree: Tree, places: Places, parts: tuple[str, ...], chosen: re.Pattern[str] | None
+) -> Iterator[tuple[str, bytes]]:
+    """Text files to look through: the one named, or those below the folder named."""
+    start = tree.walk(parts)
+    if isinstance(start, Dir):
+        named = ((places.named((*parts, *name.split("/"))), name, file) for name, file in _files(start))
+    else:
+        named = ((places.named(parts), name, file) for name, file in [(parts[-1], regular(start, parts))])
+    for path, name, file in named:
+        if chosen and not (chosen.fullmatch(name) or chosen.fullmatch(name.rpartition("/")[2])):
+            continue
+        if file.size_bytes <= MAX_SEARCHED_BYTES and b"\0" not in (data := file.read())[:8192]:
+            yield path, data
+
+
+@lru_cache(maxsize=256)
+def _expression(pattern: str, ignore_case: bool) -> re.Pattern[str]:
+    if NOT_RE2.search(pattern):
+        raise Refusal(FailureCode.BAD_PATTERN, "the pattern is not an RE2 expression")
+    try:
+        return re.compile(pattern, re.IGNORECASE if ignore_case else 0)
+    except re.error as error:
+        raise Refusal(FailureCode.BAD_PATTERN, f"the pattern is not an RE2 expression: {error}") from None
+
+
+def _cut(line: str, limit_bytes: int) -> str:
+    return line.encode()[:limit_bytes].decode("utf-8", "ignore")
+
+
+@lru_cache(maxsize=256)
+def glob_pattern(pattern: str) -> re.Pattern[str]:
+    """`*`, `?` and `[..]` stay within a component, `**` spans any number of them. Raises Refusal (bad_pattern)."""
+    out, rest = "", pattern
+    while rest:
+        piece, rest = _glob_step(rest)
+        out += piece
+    try:
+        return re.compile(out)
+    except re.error:
+        raise Refusal(FailureCode.BAD_PATTERN, f"{pattern!r} is not a glob pattern") from None
+
+
+def _glob_step(rest: str) -> tuple[str, str]:
+    if rest.startswith("**/"):
+        return "(?:[^/]+/)*", rest[3:]
+    if rest.startswith("**"):
+        return ".*", rest[2:]
+    if rest[0] in "*?":
+        return ("[^/]*" if rest[0] == "*" else "[^/]"), rest[1:]
+    if rest[0] == "[":
+        return _glob_class(rest)
+    return re.escape(rest[0]), rest[1:]
+
+
+def _glob_class(rest: str) -> tuple[str, str]:
+    end = rest.find("]", 2)
+    if end < 0:
+        raise Refusal(FailureCode.BAD_PATTERN, f"{rest!r}: an unclosed [")
+    return _class(rest[1:end]), rest[end + 1 :]
+
+
+def _class(inside: str) -> str:
+    negated = inside[0] in "!^"
+    body = re.escape(inside[1:] if negated else inside).replace("\\-", "-")
+    return f"[^/{body}]" if negated else f"[{body}]"

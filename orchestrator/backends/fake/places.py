@@ -1,0 +1,62 @@
+"""Where an operation's path leads, by the rules of docs/agent-protocol.md: a pure function of text."""
+
+from dataclasses import dataclass
+
+from orchestrator.backends.fake.tree import Refusal, shown
+from orchestrator.operations import FailureCode
+
+MAX_PATH_BYTES = 4096
+MAX_NAME_BYTES = 255
+UNREADABLE = (("proc",), ("sys",), ("dev",), ("run", "tiltyard"))
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The three folders that commands may write, as path components from the root."""
+
+    workspace: tuple[str, ...]
+    home: tuple[str, ...] = ("home", "agent")
+    tmp: tuple[str, ...] = ("tmp",)
+
+    def readable(self, path: str) -> tuple[str, ...]:
+        """Raises Refusal (bad_path, outside)."""
+        parts = self._parts(path)
+        if any(parts[: len(bad)] == bad for bad in UNREADABLE):
+            raise Refusal(FailureCode.OUTSIDE, f"{shown(parts)}: not a place to read from")
+        return parts
+
+    def writable(self, path: str) -> tuple[str, ...]:
+        """Raises Refusal (bad_path, outside)."""
+        parts = self._parts(path)
+        if not self.holds(parts):
+            raise Refusal(FailureCode.OUTSIDE, f"{shown(parts)}: not a place to write to")
+        return parts
+
+    def holds(self, parts: tuple[str, ...]) -> bool:
+        return any(parts[: len(place)] == place for place in (self.workspace, self.home, self.tmp))
+
+    def named(self, parts: tuple[str, ...]) -> str:
+        """The path as replies give it: relative to the workspace where it lies there, else absolute."""
+        depth = len(self.workspace)
+        if parts[:depth] != self.workspace:
+            return shown(parts)
+        return "/".join(parts[depth:]) or "."
+
+    def _parts(self, path: str) -> tuple[str, ...]:
+        names = _checked(path)
+        return names if path.startswith("/") else self.workspace + names
+
+
+def _checked(path: str) -> tuple[str, ...]:
+    try:
+        size = len(path.encode())
+    except UnicodeEncodeError:
+        raise Refusal(FailureCode.BAD_PATH, "the path is not valid UTF-8") from None
+    if not path or "\0" in path:
+        raise Refusal(FailureCode.BAD_PATH, "the path is empty or holds a NUL")
+    names = tuple(name for name in path.split("/") if name not in ("", "."))
+    if size > MAX_PATH_BYTES or any(len(name.encode()) > MAX_NAME_BYTES for name in names):
+        raise Refusal(FailureCode.BAD_PATH, "the path is too long")
+    if ".." in names:
+        raise Refusal(FailureCode.BAD_PATH, "the path holds '..'")
+    return names

@@ -1,0 +1,84 @@
+"""A host's view of a fake box: what a client of the agent would be, with the wire's faults to order."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from orchestrator.backends.fake.box import FakeBox
+from orchestrator.backends.fake.faults import Faults, Lies, LostReply, ReplyLost, SlowExec
+from orchestrator.errors import AgentProtocolError, SandboxLost, StaleLease
+from orchestrator.interfaces import Lease
+from orchestrator.models import CallKey, Epoch, OpId, PendingCall, RolloutKey, SandboxId
+from orchestrator.operations import ExecResult, Freeze, Operation, OperationResult
+
+
+class FakeSandbox:
+    """`orchestrator.interfaces.Sandbox` over a box of a `FakeWorld`. Several may stand before one box; each has its own lease."""
+
+    __slots__ = ("_box", "_closed", "_faults", "_held")
+
+    def __init__(self, box: FakeBox, faults: Faults) -> None:
+        self._box = box
+        self._faults = faults
+        self._held: tuple[RolloutKey, Epoch] | None = None
+        self._closed = False
+
+    @property
+    def id(self) -> SandboxId:
+        return self._box.id
+
+    async def lease(self, rollout: RolloutKey, epoch: Epoch) -> Lease:
+        await self._reach()
+        lease = self._box.lease(rollout, epoch)
+        self._held = (rollout, epoch)
+        return lease
+
+    async def run(
+        self, op: Operation, *, op_id: OpId, deadline: float, call: PendingCall | None = None
+    ) -> OperationResult:
+        """See `Sandbox.run`. Raises also what was ordered: ReplyLost, AgentProtocolError."""
+        await self._reach()
+        rollout, epoch = self._lease()
+        before = self._box.begun
+        slow = self._faults.of(SlowExec, before + 1, self.id)
+        done = self._box.begin(rollout, epoch, op, op_id, call, slow.seconds if slow else 0.0)
+        if self._box.begun > before:
+            self._spoil(self._box.begun)
+        if isinstance(op, Freeze):
+            await self._box.quiet()
+        return await self._answer(op_id, done, deadline) if isinstance(done, asyncio.Future) else done
+
+    async def acknowledge(self, calls: Sequence[CallKey]) -> None:
+        await self._reach()
+        self._box.acknowledge(*self._lease(), calls)
+
+    async def aclose(self) -> None:
+        self._closed = True
+
+    async def _reach(self) -> None:
+        """As any request, an await. Raises SandboxLost, SandboxDead."""
+        await asyncio.sleep(0)
+        if self._closed:
+            raise SandboxLost("this connection to the box was closed")
+        self._box.reach()
+
+    def _lease(self) -> tuple[RolloutKey, Epoch]:
+        if self._held is None:
+            raise StaleLease("take the box's lease before its operations")
+        return self._held
+
+    def _spoil(self, operation: int) -> None:
+        if self._faults.of(Lies, operation, self.id):
+            raise AgentProtocolError("the box's reply is not of the closed schema (ordered fault)")
+        if self._faults.of(LostReply, operation, self.id):
+            raise ReplyLost("the connection to the box broke before its reply came (ordered fault)")
+
+    async def _answer(self, op_id: OpId, running: "asyncio.Future[ExecResult]", deadline: float) -> OperationResult:
+        """Wait for a running command, no longer than `deadline`; a cancelled caller leaves it running."""
+        await asyncio.wait([running], timeout=max(0.0, deadline - time.monotonic()))
+        if not running.done():
+            raise TimeoutError(f"operation {op_id} still runs; the same id joins it")
+        if running.cancelled():
+            self._box.reach()
+            raise SandboxLost(f"box {self.id} ended while a command ran in it")
+        return running.result()
