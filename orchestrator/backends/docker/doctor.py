@@ -1,0 +1,205 @@
+"""What `tiltyard doctor` says of the engine: facts gathered in one place, verdicts by pure functions."""
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.backends.checks import Check, fail, ok, warn
+from orchestrator.backends.docker import base_images
+from orchestrator.backends.docker.engine import Engine, EngineFacts
+from orchestrator.backends.docker.settings import DockerSettings, engine_socket
+from orchestrator.errors import EngineUnavailable, Misconfigured
+
+MIN_API = (1, 41)
+"""Docker 20.10: the first whose engine knows private cgroup namespaces and error numbers in seccomp profiles."""
+RUNC_FIXED = ((1, 2, 8), (1, 3, 3), (1, 4, 0))
+"""First runc of each line without CVE-2025-31133, -52565 and -52881 (races of masked paths and of writes below /proc)."""
+LEAST_FREE_BYTES = 5 * 1024**3
+"""Images, templates and a few boxes; below it starts begin to fail with words that mislead."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    folder: str
+    free_bytes: int
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The leading dotted numbers of a version: "1.1.5+ds1-1" -> (1, 1, 5); () where there are none."""
+    found = re.match(r"v?(\d+(?:\.\d+)*)", version)
+    return tuple(int(part) for part in found[1].split(".")) if found else ()
+
+
+def runc_is_fixed(version: str) -> bool:
+    """Whether this line of runc carries the fixes of November 2025. A distribution may have ported them to an older one: it cannot be seen."""
+    found = numbers(version)
+    if not found:
+        return False
+    for fixed in RUNC_FIXED:
+        if found[:2] == fixed[:2]:
+            return found >= fixed
+    return found > RUNC_FIXED[-1]
+
+
+def check_engine(facts: EngineFacts) -> Check:
+    detail = f"Docker {facts.version}, API {facts.api_version}"
+    if numbers(facts.api_version) < MIN_API:
+        return fail("engine", f"{detail}: too old", "install Docker 20.10 or newer")
+    return ok("engine", detail)
+
+
+def check_runtime(facts: EngineFacts, runtime: str) -> Check:
+    if runtime not in facts.runtimes:
+        known = ", ".join(facts.runtimes) or "none"
+        return fail(
+            "runtime",
+            f"the engine lacks {runtime!r}; it has: {known}",
+            "add it to /etc/docker/daemon.json, or set another",
+        )
+    if runtime != "runc":
+        return ok("runtime", runtime)
+    if not facts.runc_version:
+        return warn("runtime", "runc of unknown version", "see that it is 1.2.8, 1.3.3, 1.4.0 or newer")
+    if runc_is_fixed(facts.runc_version):
+        return ok("runtime", f"runc {facts.runc_version}")
+    return warn(
+        "runtime",
+        f"runc {facts.runc_version} predates the fixes of CVE-2025-31133, -52565, -52881, unless your distribution ported them",
+        "install runc 1.2.8, 1.3.3, 1.4.0 or newer, or set runtime to runsc (gVisor)",
+    )
+
+
+def check_limits_work(facts: EngineFacts) -> Check:
+    wanted = {
+        "memory": facts.memory_limit,
+        "swap": facts.swap_limit,
+        "pids": facts.pids_limit,
+        "cpu": facts.cpu_quota,
+    }
+    missing = [name for name, present in wanted.items() if not present]
+    detail = f"cgroup v{facts.cgroup_version}"
+    if missing:
+        return fail(
+            "cgroups",
+            f"{detail} without limits for: {', '.join(missing)}",
+            "boot with cgroup_enable=memory swapaccount=1, or with the unified hierarchy",
+        )
+    return ok("cgroups", f"{detail}; memory, swap, pids and cpu limits hold")
+
+
+def check_live_restore(facts: EngineFacts) -> Check:
+    if facts.live_restore:
+        return ok("live-restore", "boxes outlive a restart of the engine")
+    return warn(
+        "live-restore",
+        "a restart of the engine ends every box",
+        'put {"live-restore": true} into /etc/docker/daemon.json and reload the engine',
+    )
+
+
+def check_storage(facts: EngineFacts) -> Check:
+    detail = f"{facts.storage_driver} on {facts.backing_filesystem or 'an unnamed file system'}"
+    if "overlay" not in facts.storage_driver:
+        return warn("storage driver", f"{detail}: starts copy the image", "use overlay2 over ext4 or xfs")
+    return ok("storage driver", detail)
+
+
+def check_user_namespaces(facts: EngineFacts) -> Check:
+    if any("name=userns" in option for option in facts.security_options):
+        return fail(
+            "user namespaces",
+            "the engine remaps users, so that shared folders would belong to nobody in a box",
+            "remove userns-remap from /etc/docker/daemon.json",
+        )
+    if any("name=rootless" in option for option in facts.security_options):
+        return fail("user namespaces", "a rootless engine cannot mount workspaces", "use the system's engine")
+    return ok("user namespaces", "uids are the machine's; each box has a block of its own")
+
+
+def check_seccomp(facts: EngineFacts) -> Check:
+    if any("name=seccomp" in option for option in facts.security_options):
+        return ok("seccomp", "the engine applies our profile")
+    return fail(
+        "seccomp",
+        "the engine was built without seccomp",
+        "install an engine with seccomp, for example Debian's docker.io",
+    )
+
+
+def check_disk(disk: Disk) -> Check:
+    free = f"{disk.free_bytes / 1024**3:.1f} GiB free at {disk.folder}"
+    if disk.free_bytes < LEAST_FREE_BYTES:
+        return warn("disk", free, "free some space: docker system prune, or a larger disk")
+    return ok("disk", free)
+
+
+def check_rights(euid: int) -> Check:
+    if euid == 0:
+        return ok("rights", "root: a uid block and a hard disk cap for each box")
+    return warn(
+        "rights",
+        "not root: agent and commands of a box share one uid with all boxes, and disk space is watched, not capped",
+        "run the server as root where the rollouts are hostile",
+    )
+
+
+def check_image(name: str, present: bool, current: bool) -> Check:
+    if present and current:
+        return ok("image", name)
+    if present:
+        return warn("image", f"{name} was made from an older recipe", "sandbox_images/build")
+    return fail("image", f"{name} is missing", "sandbox_images/build")
+
+
+def verdicts(facts: EngineFacts, runtime: str, euid: int) -> list[Check]:
+    """All that follows from what the engine says of itself."""
+    return [
+        check_engine(facts),
+        check_runtime(facts, runtime),
+        check_limits_work(facts),
+        check_seccomp(facts),
+        check_user_namespaces(facts),
+        check_live_restore(facts),
+        check_storage(facts),
+        check_rights(euid),
+    ]
+
+
+async def inspect_engine(settings: DockerSettings) -> Sequence[Check]:
+    """Facts and verdicts. Raises nothing of ours: an engine that is down is a verdict, too."""
+    try:
+        engine = Engine(engine_socket(settings), timeout_s=settings.request_timeout_s)
+    except Misconfigured as error:
+        return [fail("engine", error.message, "unset DOCKER_HOST")]
+    try:
+        facts = await engine.facts()
+        checks = verdicts(facts, settings.runtime, os.geteuid())
+        checks += [check_disk(disk) for disk in _disks(settings.state_dir, facts.root_dir)]
+        return checks + [await _image(engine, name) for name in base_images.NAMES]
+    except EngineUnavailable as error:
+        return [fail("engine", error.message, "systemctl start docker, or apt-get install docker.io")]
+    finally:
+        await engine.aclose()
+
+
+async def _image(engine: Engine, name: str) -> Check:
+    found = await engine.image(name)
+    recipe = base_images.recipe(name)
+    parent = await engine.image(recipe.parent) if recipe.parent else None
+    wanted = base_images.recipe_digest(recipe, parent.id if parent else "")
+    built = found.labels.get(base_images.RECIPE_LABEL) if found else None
+    return check_image(name, present=found is not None, current=built == wanted)
+
+
+def _disks(state_dir: Path, root_dir: Path) -> list[Disk]:
+    """Free space where images and where boxes lie; once where both share a disk. A folder that is not there yet counts as its parent."""
+    by_device: dict[int, Disk] = {}
+    for folder in (root_dir, state_dir):
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        by_device.setdefault(
+            existing.stat().st_dev, Disk(folder=str(folder), free_bytes=shutil.disk_usage(existing).free)
+        )
+    return list(by_device.values())

@@ -1,0 +1,28 @@
+"""Whose doing a box's end was: the model's (its grade is the floor) or ours (never a reward)."""
+
+from orchestrator.backends.docker.engine import ContainerState
+from orchestrator.errors import SandboxDead, SandboxLost
+
+SIGKILLED = 128 + 9
+GO_CRASH = 2
+"""Exit status of a Go program whose runtime gave up: no memory, no thread. Commands that eat both can bring the agent there."""
+
+
+def classify_end(state: ContainerState | None, *, killed_from_outside: bool) -> SandboxDead | SandboxLost:
+    """The error that tells what became of a box that does not answer any more.
+
+    `state` is None when the engine knows no such container. Commands cannot signal the agent (it is PID 1 of its namespace, of another uid), so
+    that memory and threads are the only ways in which they end a box. A kill that the engine was asked for is ours although memory ran out
+    before; a kill without that flag came from an operator, from the engine's restart, or from a machine that itself ran out of memory.
+    """
+    if state is None:
+        return SandboxLost("the box is gone")
+    if state.running:
+        return SandboxLost("the box runs but its agent does not answer")
+    if killed_from_outside:
+        return SandboxLost("the box was killed from outside")
+    if state.oom_killed and state.exit_code == SIGKILLED:
+        return SandboxDead("the sandbox ran out of memory and was ended")
+    if state.exit_code == GO_CRASH:
+        return SandboxDead("the sandbox's supervisor was brought down by commands that used up memory or processes")
+    return SandboxLost(f"the box ended with status {state.exit_code}, by no doing of its commands")

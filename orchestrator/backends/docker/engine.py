@@ -1,0 +1,382 @@
+"""The Engine API as awaitables: every request in a thread of this class's own pool, every failure in our tree of errors."""
+
+import asyncio
+import json
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import requests.exceptions
+from docker import APIClient
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+
+from orchestrator.backends.docker.finish import finish
+from orchestrator.errors import EngineUnavailable, Misconfigured, StartFailed
+from orchestrator.models import JsonValue
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+THREADS = 16
+"""Requests to the engine at once: starts are few (start slots), removals and looks come in bursts."""
+REMOVAL_POLL_S = 0.05
+LONGEST_PAUSE_S = 0.5
+HOST_PATH = re.compile(r"(?:/[\w.@+:-]+){2,}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerState:
+    """What the engine says of one container. `exit_code` means something only when `running` is false."""
+
+    id: str
+    name: str
+    image: str
+    running: bool
+    exit_code: int
+    oom_killed: bool
+    error: str
+    pid: int
+    started_at: float
+    runtime: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    mounts: Mapping[str, Path] = field(default_factory=dict)
+    """Where in the box -> the folder of this machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedContainer:
+    """One line of the engine's list."""
+
+    id: str
+    name: str
+    running: bool
+    created_at: float
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """What the engine says of itself, reduced to what we decide by."""
+
+    version: str
+    api_version: str
+    runtimes: tuple[str, ...]
+    runc_version: str
+    cgroup_version: str
+    live_restore: bool
+    storage_driver: str
+    backing_filesystem: str
+    root_dir: Path
+    security_options: tuple[str, ...]
+    memory_limit: bool
+    swap_limit: bool
+    pids_limit: bool
+    cpu_quota: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFacts:
+    id: str
+    labels: Mapping[str, str]
+    environment: Mapping[str, str]
+
+
+def tidy(text: str) -> str:
+    """An engine's message without this machine's paths, on one line, short enough for a trainer's log."""
+    return HOST_PATH.sub("<path>", " ".join(text.split()))[:400]
+
+
+def timestamp(text: str) -> float:
+    """Seconds since 1970 of the engine's RFC 3339 with nanoseconds; 0.0 for its "never"."""
+    seconds, _, rest = text.rstrip("Z").partition(".")
+    if not seconds or seconds.startswith("0001"):
+        return 0.0
+    return datetime.fromisoformat(seconds + "+00:00").timestamp() + float(f"0.{rest[:6] or 0}")
+
+
+class Engine:
+    """Owner of the connection pool and of the threads; connects on first use, so that an engine may come up later.
+
+    Raises (every method): EngineUnavailable when the engine does not answer. A request that began is always seen to its end, also when the
+    caller is cancelled: otherwise a box could appear after its owner went to remove it.
+    """
+
+    def __init__(self, socket: str, *, timeout_s: float) -> None:
+        self._socket = socket
+        self._timeout_s = timeout_s
+        self._threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="docker")
+        self._connecting = threading.Lock()
+        self._api: APIClient | None = None
+
+    async def aclose(self) -> None:
+        """Idempotent; waits for requests that run."""
+        loop = asyncio.get_running_loop()
+        await finish(loop.run_in_executor(None, self._threads.shutdown))
+        if self._api is not None:
+            self._api.close()
+            self._api = None
+
+    async def facts(self) -> EngineFacts:
+        info, version = await self._call(lambda api: (api.info(), api.version()))
+        return _engine_facts(info, version)
+
+    async def create(self, name: str, body: Mapping[str, JsonValue]) -> str:
+        """The new container's id. Raises Misconfigured (no such image or runtime), StartFailed."""
+        created = await self._call(lambda api: api.create_container_from_config(dict(body), name=name))
+        return str(created["Id"])
+
+    async def start(self, container: str) -> None:
+        """Raises StartFailed with the engine's words."""
+        await self._call(lambda api: api.start(container))
+
+    async def inspect(self, container: str) -> ContainerState | None:
+        """By id or name; None when there is none."""
+        found = await self._call(lambda api: _absent_as_none(api.inspect_container, container))
+        return None if found is None else _container_state(found)
+
+    async def containers(self, labels: Mapping[str, str]) -> Sequence[ListedContainer]:
+        """All, running or not, that carry every one of `labels`."""
+        wanted = [f"{key}={value}" for key, value in labels.items()]
+        found = await self._call(lambda api: api.containers(all=True, filters={"label": wanted}))
+        return [_listed(entry) for entry in found]
+
+    async def remove(self, container: str) -> None:
+        """Kill and remove; returns when the engine no longer knows it. Gone already is fine, and so are others who remove it, too."""
+        deadline = time.monotonic() + self._timeout_s
+        while await self._call(lambda api: _remove(api, container)):
+            if time.monotonic() > deadline:
+                raise EngineUnavailable(f"the engine did not remove a container within {self._timeout_s:g} s")
+            await asyncio.sleep(REMOVAL_POLL_S)
+
+    async def killed_from_outside(self, container: str, since: float) -> bool:
+        """Whether the engine was asked to kill or stop it, as far as its memory of events reaches (some hundred events)."""
+        window = {"since": int(since), "until": int(time.time()) + 1}
+        wanted = {"container": [container], "event": ["kill", "stop"]}
+        return await self._call(lambda api: any(True for _ in api.events(filters=wanted, decode=True, **window)))
+
+    async def image(self, reference: str) -> ImageFacts | None:
+        found = await self._call(lambda api: _absent_as_none(api.inspect_image, reference))
+        if found is None:
+            return None
+        config = found.get("Config") or {}
+        environment = dict(entry.partition("=")[::2] for entry in config.get("Env") or [])
+        return ImageFacts(id=found["Id"], labels=config.get("Labels") or {}, environment=environment)
+
+    async def wait_exit(self, container: str, *, deadline: float) -> ContainerState | None:
+        """Its state once it runs no more; None when it is gone. Looks again and again, so that a caller may leave at any time.
+
+        Raises TimeoutError at `deadline` (time.monotonic()).
+        """
+        for pause_s in _pauses():
+            state = await self.inspect(container)
+            if state is None or not state.running:
+                return state
+            if time.monotonic() + pause_s > deadline:
+                raise TimeoutError
+            await asyncio.sleep(pause_s)
+        raise AssertionError("the pauses never end")
+
+    async def log_tail(self, container: str, lines: int) -> str:
+        raw = await self._call(lambda api: api.logs(container, tail=lines))
+        return bytes(raw).decode("utf-8", "replace")
+
+    async def commit(self, container: str, *, repository: str, tag: str, labels: Mapping[str, str]) -> str:
+        """The image's id. The container's own command does not travel, its labels do: `labels` come on top."""
+        changes = ['CMD ["/bin/sh"]', "USER 0:0", "WORKDIR /"]
+        changes += [f"LABEL {key}={json.dumps(value)}" for key, value in labels.items()]
+        made = await self._call(lambda api: api.commit(container, repository=repository, tag=tag, changes=changes))
+        return str(made["Id"])
+
+    async def remove_image(self, reference: str) -> None:
+        """Gone already is fine."""
+        await self._call(lambda api: _absent_as_none(api.remove_image, reference))
+
+    async def create_volume(self, name: str, options: Mapping[str, str], labels: Mapping[str, str]) -> None:
+        """A volume of the local driver; the engine mounts it when a container starts."""
+        await self._call(lambda api: api.create_volume(name, "local", dict(options), dict(labels)))
+
+    async def volumes(self, labels: Mapping[str, str]) -> Sequence[str]:
+        """Names of those that carry every one of `labels`."""
+        wanted = [f"{key}={value}" for key, value in labels.items()]
+        found = await self._call(lambda api: api.volumes(filters={"label": wanted}))
+        return [str(entry["Name"]) for entry in found.get("Volumes") or []]
+
+    async def remove_volume(self, name: str) -> None:
+        """Gone already is fine."""
+        await self._call(lambda api: _absent_as_none(api.remove_volume, name))
+
+    async def import_image(
+        self, tar: Path, *, repository: str, tag: str, labels: Mapping[str, str], environment: Mapping[str, str]
+    ) -> None:
+        """A root file system becomes an image. Raises StartFailed."""
+        changes = [f"LABEL {key}={json.dumps(value)}" for key, value in labels.items()]
+        changes += [f"ENV {key}={json.dumps(value)}" for key, value in environment.items()]
+        await self._call(lambda api: api.import_image(str(tar), repository=repository, tag=tag, changes=changes))
+
+    async def build(
+        self,
+        folder: Path,
+        *,
+        tag: str,
+        arguments: Mapping[str, str],
+        labels: Mapping[str, str],
+        progress: Callable[[str], None],
+    ) -> None:
+        """`docker build` of `folder` over the host's network. Raises StartFailed with the step that failed."""
+        build = partial(
+            _build, folder=folder, tag=tag, arguments=dict(arguments), labels=dict(labels), progress=progress
+        )
+        await self._call(build)
+
+    async def _call(self, request: Callable[[APIClient], T]) -> T:
+        loop = asyncio.get_running_loop()
+        return await finish(loop.run_in_executor(self._threads, self._guarded, request))
+
+    def _guarded(self, request: Callable[[APIClient], T]) -> T:
+        try:
+            return request(self._connected())
+        except (ImageNotFound, NotFound) as error:
+            raise Misconfigured(f"the container engine knows no such thing: {tidy(_words(error))}") from error
+        except APIError as error:
+            raise _refusal(error) from error
+        except (DockerException, requests.exceptions.RequestException, OSError) as error:
+            log.warning("container engine does not answer at %s: %s", self._socket, error)
+            raise EngineUnavailable(
+                "the container engine does not answer: start it (systemctl start docker), "
+                "or name its socket in DOCKER_HOST; `tiltyard doctor` says more"
+            ) from error
+
+    def _connected(self) -> APIClient:
+        with self._connecting:
+            if self._api is None:
+                self._api = APIClient(
+                    base_url=self._socket, version="auto", timeout=self._timeout_s, max_pool_size=THREADS
+                )
+            return self._api
+
+
+def _words(error: APIError) -> str:
+    return str(error.explanation or error)
+
+
+def _refusal(error: APIError) -> StartFailed | Misconfigured:
+    """An answer of the engine that is no success: the setting's fault where it says so, else a start that failed."""
+    words = _words(error)
+    log.warning("container engine refused (%s): %s", error.status_code, words)
+    if error.status_code == 400 and "runtime" in words.lower():
+        return Misconfigured(f"the container engine lacks the runtime that is set: {tidy(words)}")
+    return StartFailed(f"the container engine refused: {tidy(words)}")
+
+
+def _absent_as_none(request: Callable[[str], T], name: str) -> T | None:
+    try:
+        return request(name)
+    except (ImageNotFound, NotFound):
+        return None
+
+
+def _remove(api: APIClient, container: str) -> bool:
+    """One try; True when somebody else is at it and it is not gone yet."""
+    try:
+        api.remove_container(container, force=True, v=True)
+    except NotFound:
+        return False
+    except APIError as error:
+        if error.status_code != 409:
+            raise
+        return True
+    return False
+
+
+def _pauses() -> Iterator[float]:
+    """Between two looks: short at first, since most waits are short."""
+    pause_s = 0.02
+    while True:
+        yield pause_s
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def _build(
+    api: APIClient,
+    *,
+    folder: Path,
+    tag: str,
+    arguments: Mapping[str, str],
+    labels: Mapping[str, str],
+    progress: Callable[[str], None],
+) -> None:
+    lines: Iterable[Mapping[str, Any]] = api.build(
+        path=str(folder),
+        tag=tag,
+        buildargs=arguments,
+        labels=labels,
+        network_mode="host",
+        rm=True,
+        forcerm=True,
+        decode=True,
+    )
+    tail: list[str] = []
+    for line in lines:
+        text = str(line.get("stream", "")).strip()
+        if text:
+            tail = [*tail[-20:], text]
+            progress(text)
+        if "error" in line:
+            raise StartFailed(f"building {tag} failed: {line['error']}\n" + "\n".join(tail))
+
+
+def _listed(entry: Mapping[str, Any]) -> ListedContainer:
+    return ListedContainer(
+        id=entry["Id"],
+        name=(entry.get("Names") or ["/"])[0].lstrip("/"),
+        running=entry.get("State") == "running",
+        created_at=float(entry.get("Created") or 0),
+        labels=entry.get("Labels") or {},
+    )
+
+
+def _container_state(found: Mapping[str, Any]) -> ContainerState:
+    state = found["State"]
+    return ContainerState(
+        id=found["Id"],
+        name=str(found["Name"]).lstrip("/"),
+        image=found["Image"],
+        running=bool(state["Running"]),
+        exit_code=int(state["ExitCode"]),
+        oom_killed=bool(state["OOMKilled"]),
+        error=str(state.get("Error") or ""),
+        pid=int(state["Pid"]),
+        started_at=timestamp(state.get("StartedAt") or ""),
+        runtime=str(found["HostConfig"].get("Runtime") or ""),
+        labels=found["Config"].get("Labels") or {},
+        mounts={str(mount["Destination"]): Path(mount["Source"]) for mount in found.get("Mounts") or []},
+    )
+
+
+def _engine_facts(info: Mapping[str, Any], version: Mapping[str, Any]) -> EngineFacts:
+    components = {part.get("Name"): str(part.get("Version", "")) for part in version.get("Components") or []}
+    driver_status = {str(row[0]): str(row[1]) for row in info.get("DriverStatus") or []}
+    return EngineFacts(
+        version=str(version.get("Version", "")),
+        api_version=str(version.get("ApiVersion", "")),
+        runtimes=tuple(sorted(info.get("Runtimes") or {})),
+        runc_version=components.get("runc", ""),
+        cgroup_version=str(info.get("CgroupVersion", "1")),
+        live_restore=bool(info.get("LiveRestoreEnabled")),
+        storage_driver=str(info.get("Driver", "")),
+        backing_filesystem=driver_status.get("Backing Filesystem", ""),
+        root_dir=Path(str(info.get("DockerRootDir", "/var/lib/docker"))),
+        security_options=tuple(info.get("SecurityOptions") or ()),
+        memory_limit=bool(info.get("MemoryLimit")),
+        swap_limit=bool(info.get("SwapLimit")),
+        pids_limit=bool(info.get("PidsLimit")),
+        cpu_quota=bool(info.get("CpuCfsQuota")),
+    )

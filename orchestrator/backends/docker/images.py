@@ -1,0 +1,205 @@
+"""The engine's images for templates: references resolved, set-up commands run and kept."""
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from orchestrator.backends.docker import base_images
+from orchestrator.backends.docker.engine import Engine
+from orchestrator.backends.docker.finish import finish
+from orchestrator.backends.docker.seccomp import profile
+from orchestrator.backends.docker.settings import DockerSettings, engine_socket
+from orchestrator.backends.docker.spec import MASKED_PATHS, MIB, READONLY_PATHS, ROLE, owner_labels
+from orchestrator.errors import EngineUnavailable, Misconfigured, RepositoryError, StartFailed, TiltyardError
+from orchestrator.models import JsonValue
+from orchestrator.repos.workspace import check_state_dir
+
+log = logging.getLogger(__name__)
+
+SETUP_WORKDIR = "/workspace"
+SETUP_CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID")
+"""What package managers need of root; nothing that reaches past the container."""
+SETUP_MEMORY_MIB = 4096
+SETUP_PIDS = 1024
+LOG_BYTES = "4m"
+LOG_LINES = 40
+SETUP_SCRIPT = """
+owner=$1; shift
+for command in "$@"; do
+    printf '+ %s\\n' "$command"
+    sh -ec "$command" </dev/null || exit $?
+done
+[ -z "$owner" ] || chown -Rh "$owner" .
+"""
+PULLED_BY_HAND = "the engine has no image {name!r}, and nothing is pulled while tasks run: docker pull {name}"
+OWN_IMAGE = "the engine has no image {name!r}: make it with `make images`, or sandbox_images/build"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetupPlan:
+    """Everything that `setup_spec` decides from. `owner` is "uid:gid" for what the commands leave, empty: as they left it."""
+
+    image_id: str
+    commands: tuple[str, ...]
+    volume: str
+    network: str
+    owner: str
+    seccomp: str
+    labels: Mapping[str, str]
+
+
+def setup_spec(plan: SetupPlan) -> dict[str, JsonValue]:
+    """The body of the create request of a throw-away set-up container: root inside, writable root, the workspace on top."""
+    return {
+        "Image": plan.image_id,
+        "User": "0:0",
+        "Hostname": "setup",
+        "WorkingDir": SETUP_WORKDIR,
+        # Without an entry point, and so is the image: [""] takes away what the base image may have.
+        "Entrypoint": [""],
+        "Cmd": ["/bin/sh", "-c", SETUP_SCRIPT, "setup", plan.owner, *plan.commands],
+        "Healthcheck": {"Test": ["NONE"]},
+        "Labels": {**plan.labels},
+        "HostConfig": {
+            "CapDrop": ["ALL"],
+            "CapAdd": [*SETUP_CAPABILITIES],
+            "SecurityOpt": ["no-new-privileges", f"seccomp={plan.seccomp}"],
+            "NetworkMode": plan.network,
+            "IpcMode": "private",
+            "CgroupnsMode": "private",
+            "MaskedPaths": [*MASKED_PATHS],
+            "ReadonlyPaths": [*READONLY_PATHS],
+            "Memory": SETUP_MEMORY_MIB * MIB,
+            "MemorySwap": SETUP_MEMORY_MIB * MIB,
+            "PidsLimit": SETUP_PIDS,
+            "Mounts": [
+                {
+                    "Type": "volume",
+                    "Source": plan.volume,
+                    "Target": SETUP_WORKDIR,
+                    "VolumeOptions": {"NoCopy": True},
+                }
+            ],
+            "LogConfig": {"Type": "json-file", "Config": {"max-size": LOG_BYTES, "max-file": "1"}},
+            "RestartPolicy": {"Name": "no"},
+            "AutoRemove": False,
+        },
+    }
+
+
+class DockerImages:
+    """Implements `orchestrator.repos.images.ImageResolver` and `SetupRunner`. Owner of its connections: `async with`."""
+
+    def __init__(self, settings: DockerSettings) -> None:
+        self._settings = settings
+        self._engine = Engine(engine_socket(settings), timeout_s=settings.request_timeout_s)
+        self._own_images = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._engine.aclose()
+
+    async def image_id(self, reference: str) -> str:
+        """The id that `reference` names now. Raises Misconfigured with the fix when it is missing; EngineUnavailable."""
+        found = await self._engine.image(reference)
+        if found is None:
+            words = OWN_IMAGE if reference in base_images.NAMES else PULLED_BY_HAND
+            raise Misconfigured(words.format(name=reference))
+        return found.id
+
+    async def ensure_base(self, name: str, *, progress: base_images.Progress = lambda _: None) -> str:
+        """The id of one of tiltyard's own images, made when it is missing. Raises Misconfigured, StartFailed, EngineUnavailable."""
+        async with self._own_images:
+            return await base_images.ensure(self._engine, name, progress=progress)
+
+    async def sweep(self) -> int:
+        """Remove what set-up runs of a killed process of this host left; how many. Only for whoever holds the host's lock."""
+        left = {entry.name for entry in await self._engine.containers(self._labels())}
+        left |= set(await self._engine.volumes(self._labels()))
+        for name in sorted(left):
+            await self._discard(name)
+        return len(left)
+
+    async def run_setup(
+        self,
+        *,
+        image: str,
+        commands: tuple[str, ...],
+        tree: Path,
+        upper: Path,
+        tag: str,
+        network: str,
+        timeout_s: float,
+    ) -> str:
+        """See `orchestrator.repos.images.SetupRunner`. Raises RepositoryError, Misconfigured, EngineUnavailable."""
+        if network not in ("none", "bridge"):
+            raise Misconfigured(f"network {network!r} for set-up commands: it is 'none' or 'bridge'")
+        for path in (tree, upper):
+            check_state_dir(path)
+        image_id = await self.image_id(image)
+        name = f"tiltyard-setup-{secrets.token_hex(8)}"
+        plan = SetupPlan(
+            image_id=image_id,
+            commands=commands,
+            volume=name,
+            network=network,
+            owner="" if os.geteuid() == 0 else f"{os.geteuid()}:{os.getegid()}",
+            seccomp=profile(),
+            labels=self._labels(),
+        )
+        try:
+            return await self._run(name, plan, tree=tree, upper=upper, tag=tag, timeout_s=timeout_s)
+        except EngineUnavailable:
+            raise
+        except StartFailed as error:
+            raise RepositoryError(f"the set-up container could not run: {error.message}") from error
+        finally:
+            await finish(self._discard(name))
+
+    def _labels(self) -> dict[str, str]:
+        return {**owner_labels(self._settings.deployment, self._settings.host_id), ROLE: "setup"}
+
+    async def _run(self, name: str, plan: SetupPlan, *, tree: Path, upper: Path, tag: str, timeout_s: float) -> str:
+        overlay = f"lowerdir={tree},upperdir={upper},workdir={upper.with_name('work')},redirect_dir=on"
+        options = {"type": "overlay", "device": "overlay", "o": f"nosuid,nodev,{overlay}"}
+        await self._engine.create_volume(name, options, plan.labels)
+        await self._engine.create(name, setup_spec(plan))
+        await self._engine.start(name)
+        try:
+            state = await self._engine.wait_exit(name, deadline=time.monotonic() + timeout_s)
+        except TimeoutError:
+            raise RepositoryError(await self._report(name, f"did not end within {timeout_s:g} s")) from None
+        if state is None:
+            raise RepositoryError("the set-up container was removed while it ran: try again")
+        if state.exit_code:
+            raise RepositoryError(await self._report(name, f"failed with status {state.exit_code}"))
+        repository, _, label = tag.rpartition(":")
+        return await self._engine.commit(
+            name, repository=repository or tag, tag=label if repository else "latest", labels={ROLE: "task-image"}
+        )
+
+    async def _report(self, name: str, what: str) -> str:
+        tail = await self._engine.log_tail(name, LOG_LINES)
+        return f"the task's set-up commands {what}; the end of their output:\n{tail[-4000:]}"
+
+    async def _discard(self, name: str) -> None:
+        """Container first, then its volume; what fails is logged and left to the sweeper, which finds it by label."""
+        for remove in (self._engine.remove, self._engine.remove_volume):
+            try:
+                await remove(name)
+            except TiltyardError as error:
+                log.error("set-up container %s is left behind: %s", name, error.message)

@@ -1,0 +1,246 @@
+"""What a box is in the Engine API's words: pure functions, from values to the body of `POST /containers/create`."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import Misconfigured
+from orchestrator.interfaces import SandboxSpec
+from orchestrator.models import JsonValue, SandboxId
+from orchestrator.repos.workspace import OverlayVolume, Workspace
+
+LABEL_PREFIX = "tiltyard."
+ROLE = "tiltyard.role"
+"""box | setup | task-image. Containers inherit their image's labels, so that each kind says what it is."""
+RUN_DIR = "/run/tiltyard"
+AGENT_PATH = "/tiltyard-agent"
+CONFIG_NAME = "config.json"
+HOME = "/home/agent"
+MIB = 1024 * 1024
+SANDBOX_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+"""What container names, folders and labels can all carry."""
+
+AGENT_CAPABILITIES = ("KILL", "SETGID", "SETUID")
+"""The agent steps down to the commands' uid and kills what runs as it; commands hold none of these."""
+AGENT_PIDS = 64
+"""Threads of the agent and its runtime, beyond what commands may have: they cannot starve it."""
+MIN_FILE_BYTES = 512 * MIB
+"""The file size limit is inherited by commands from the agent, whose journal (256 MiB) must fit below it."""
+SHM_BYTES = 64 * MIB
+OOM_SCORE = 500
+"""When the machine itself runs out of memory, boxes go before servers."""
+MIN_MEMORY_MIB = 32
+FIXED_ENVIRONMENT = {
+    "HOME": HOME,
+    "USER": "agent",
+    "LOGNAME": "agent",
+    "LANG": "C.UTF-8",
+    "TERM": "dumb",
+    "PAGER": "cat",
+    "GIT_PAGER": "cat",
+}
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+MASKED_PATHS = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kallsyms",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+    "/sys/fs/selinux",
+)
+"""The engines' list of 2026, written out: older engines lack its later half."""
+READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxPlan:
+    """Everything that `container_spec` decides from. Times are wall-clock seconds."""
+
+    sandbox_id: SandboxId
+    spec: SandboxSpec
+    workspace: Workspace
+    image_id: str
+    agent: Path
+    seccomp: str
+    deployment: str
+    host_id: str
+    runtime: str
+    created_at: float
+    expires_at: float
+
+
+def container_name(sandbox_id: SandboxId) -> str:
+    """The name by which destroy and attach find a box although the reply to its creation was lost."""
+    return f"tiltyard-{sandbox_id}"
+
+
+def one_uid(workspace: Workspace) -> bool:
+    """Whether agent and commands must share a uid: the form without root grants no second one."""
+    return workspace.uid_count == 1
+
+
+def owner_labels(deployment: str, host_id: str) -> dict[str, str]:
+    """What every container and volume of this host carries."""
+    return {"tiltyard.deployment": deployment, "tiltyard.host": host_id}
+
+
+def check_spec(sandbox_id: SandboxId, spec: SandboxSpec) -> None:
+    """Raises Misconfigured for what this backend cannot honour; nothing is ever ignored."""
+    if not SANDBOX_NAME.fullmatch(sandbox_id):
+        raise Misconfigured("a sandbox id has 1 to 63 of a-z, 0-9, '_', '.', '-', and starts with a letter or digit")
+    if spec.network != "none":
+        raise Misconfigured(f"network {spec.network!r}: boxes of the docker backend have none; set network to 'none'")
+    if not spec.workdir.startswith("/") or "/../" in f"{spec.workdir}/" or spec.workdir.rstrip("/") in RESERVED_FOLDERS:
+        raise Misconfigured(f"workdir {spec.workdir!r} must be an absolute path of its own in the box")
+    reserved = sorted(key for key in spec.labels if key.startswith(LABEL_PREFIX))
+    if reserved:
+        raise Misconfigured(f"labels that start with {LABEL_PREFIX!r} are reserved: {', '.join(reserved)}")
+    limits = spec.limits
+    if limits.memory_mib < MIN_MEMORY_MIB or limits.cpus <= 0 or limits.pids < 1 or limits.open_files < 64:
+        raise Misconfigured(
+            f"limits are too small to start anything: memory_mib >= {MIN_MEMORY_MIB}, cpus > 0, pids >= 1, open_files >= 64"
+        )
+
+
+RESERVED_FOLDERS = frozenset(
+    {"", "/bin", "/dev", "/etc", "/home", HOME, "/lib", "/proc", "/run", RUN_DIR, "/sys", "/tmp", "/usr"}  # noqa: S108
+)
+
+
+def box_environment(image: Mapping[str, str]) -> dict[str, str]:
+    """The environment of commands: what the image declares, ours over it, nothing of this machine."""
+    return {"PATH": DEFAULT_PATH, **image, **FIXED_ENVIRONMENT}
+
+
+def volume_name(sandbox_id: SandboxId) -> str:
+    return container_name(sandbox_id)
+
+
+def volume_options(volume: OverlayVolume) -> dict[str, str]:
+    """Options of a local-driver volume that is an overlay mount made by the engine."""
+    return {"type": "overlay", "device": "overlay", "o": f"nosuid,nodev,{volume.options}"}
+
+
+def container_spec(plan: BoxPlan) -> dict[str, JsonValue]:
+    """The body of the create request: everything a box may and may not do stands here."""
+    shared = one_uid(plan.workspace)
+    uid = plan.workspace.uid_base
+    return {
+        "Image": plan.image_id,
+        "User": f"{uid}:{uid}" if shared else "0:0",
+        "Hostname": "sandbox",
+        "WorkingDir": "/",
+        "Entrypoint": [AGENT_PATH],
+        "Cmd": ["serve", "--config", f"{RUN_DIR}/{CONFIG_NAME}"],
+        "Env": [],
+        "Tty": False,
+        "OpenStdin": False,
+        "Healthcheck": {"Test": ["NONE"]},
+        "Labels": {**_labels(plan)},
+        "HostConfig": {
+            **_isolation(plan, shared),
+            **_resources(plan, shared),
+            "Mounts": [*_mounts(plan)],
+            "Runtime": plan.runtime,
+            "LogConfig": {"Type": "none"},
+            "RestartPolicy": {"Name": "no"},
+            "AutoRemove": False,
+        },
+    }
+
+
+def _labels(plan: BoxPlan) -> dict[str, str]:
+    return {
+        **plan.spec.labels,
+        **owner_labels(plan.deployment, plan.host_id),
+        ROLE: "box",
+        "tiltyard.sandbox": plan.sandbox_id,
+        "tiltyard.created": f"{plan.created_at:.3f}",
+        "tiltyard.expires": f"{plan.expires_at:.3f}",
+        "tiltyard.grader": "true" if plan.spec.grader else "false",
+    }
+
+
+def _isolation(plan: BoxPlan, shared: bool) -> dict[str, JsonValue]:
+    return {
+        "ReadonlyRootfs": True,
+        "Privileged": False,
+        "CapDrop": ["ALL"],
+        "CapAdd": [] if shared else [*AGENT_CAPABILITIES],
+        "SecurityOpt": ["no-new-privileges", f"seccomp={plan.seccomp}"],
+        "NetworkMode": "none",
+        # The engine would copy this machine's resolver into the box.
+        "Dns": ["127.0.0.1"],
+        "DnsSearch": ["."],
+        "IpcMode": "private",
+        "CgroupnsMode": "private",
+        "PidMode": "",
+        "UTSMode": "",
+        "UsernsMode": "",
+        "MaskedPaths": [*MASKED_PATHS],
+        "ReadonlyPaths": [*READONLY_PATHS],
+        "Init": False,
+    }
+
+
+def _resources(plan: BoxPlan, shared: bool) -> dict[str, JsonValue]:
+    limits = plan.spec.limits
+    memory_bytes = limits.memory_mib * MIB
+    file_bytes = max(limits.disk_mib * MIB, MIN_FILE_BYTES)
+    ulimits = [("nofile", limits.open_files), ("core", 0), ("fsize", file_bytes)]
+    if not shared:
+        # Counts per uid over the whole machine: means what it says only where no neighbour shares the uid.
+        ulimits.append(("nproc", limits.pids))
+    return {
+        "Memory": memory_bytes,
+        "MemorySwap": memory_bytes,
+        "NanoCpus": round(limits.cpus * 1_000_000_000),
+        "PidsLimit": limits.pids + AGENT_PIDS,
+        "OomScoreAdj": OOM_SCORE,
+        "ShmSize": SHM_BYTES,
+        "Ulimits": [{"Name": name, "Soft": value, "Hard": value} for name, value in ulimits],
+    }
+
+
+def _mounts(plan: BoxPlan) -> Sequence[dict[str, JsonValue]]:
+    workspace = plan.workspace
+    return [
+        _bind(plan.agent, AGENT_PATH, read_only=True),
+        _bind(workspace.agent_dir, RUN_DIR),
+        _workspace_mount(plan),
+        _bind(workspace.tmp, "/tmp"),  # noqa: S108 - the box's own
+        _bind(workspace.home, HOME),
+    ]
+
+
+def _workspace_mount(plan: BoxPlan) -> dict[str, JsonValue]:
+    source = plan.workspace.workspace_mount
+    if isinstance(source, OverlayVolume):
+        return {
+            "Type": "volume",
+            "Source": volume_name(plan.sandbox_id),
+            "Target": plan.spec.workdir,
+            "ReadOnly": False,
+            "VolumeOptions": {"NoCopy": True},
+        }
+    return _bind(source.path, plan.spec.workdir)
+
+
+def _bind(source: Path, target: str, *, read_only: bool = False) -> dict[str, JsonValue]:
+    """Never made when missing (unlike `-v`), and no mount made later on the host shows up in the box."""
+    return {
+        "Type": "bind",
+        "Source": str(source),
+        "Target": target,
+        "ReadOnly": read_only,
+        "BindOptions": {"Propagation": "rprivate"},
+    }
