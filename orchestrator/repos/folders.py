@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.errors import Misconfigured
+from orchestrator.errors import Misconfigured, StartFailed
 from orchestrator.interfaces import Template
 from orchestrator.models import SandboxId
 
@@ -76,12 +76,20 @@ class BoxFolder:
 def check_name(name: str, what: str) -> str:
     """`name`, if it is safe as one path component. Raises Misconfigured."""
     if not _NAME.fullmatch(name):
-        raise Misconfigured(f"{what} {name!r}: use letters, digits, '_', '.', '-', at most 100, a letter or digit first")
+        raise Misconfigured(
+            f"{what} {name!r}: use letters, digits, '_', '.', '-', at most 100, a letter or digit first"
+        )
     return name
 
 
 def box_folder(boxes: Path, sandbox_id: SandboxId) -> BoxFolder:
     return BoxFolder(boxes / check_name(sandbox_id, "sandbox id"))
+
+
+def refuse_existing(box: BoxFolder) -> None:
+    """Raises StartFailed for a box that is there already, or was and left something."""
+    if box.root.exists():
+        raise StartFailed(f"box {box.root.name} exists already: remove it first")
 
 
 def read_record(folder: Path) -> BoxRecord | None:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 
 from orchestrator.errors import RepositoryError
 
@@ -28,9 +29,11 @@ class NamedLocks:
 
 @contextmanager
 def try_file_lock(path: Path) -> Iterator[bool]:
-    """Hold an exclusive flock on `path` if nobody else does: whether it is held. The file stays; the kernel frees the lock of a killed process."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    """Hold an exclusive flock on `path` if nobody else does: whether it is held. Blocks only on the disk.
+
+    The file stays; the kernel frees the lock of a killed process.
+    """
+    fd = _opened(path)
     try:
         yield _try(fd)
     finally:
@@ -40,8 +43,7 @@ def try_file_lock(path: Path) -> Iterator[bool]:
 @asynccontextmanager
 async def file_lock(path: Path, *, deadline: float, what: str) -> AsyncIterator[None]:
     """Hold an exclusive flock on `path`. Raises RepositoryError when `deadline` (monotonic) passes first; `what` says what was awaited."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    fd = await anyio.to_thread.run_sync(_opened, path)
     try:
         while not _try(fd):
             if time.monotonic() >= deadline:
@@ -50,6 +52,11 @@ async def file_lock(path: Path, *, deadline: float, what: str) -> AsyncIterator[
         yield
     finally:
         os.close(fd)
+
+
+def _opened(path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
 
 
 def _try(fd: int) -> bool:

@@ -1,7 +1,6 @@
 """What is mounted where, and how to take it away again."""
 
 import errno
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +57,5 @@ def overlay(target: Path, *, lowers: Sequence[Path], upper: Path, work: Path) ->
 
 def detached_view(lowers: Sequence[Path]) -> int:
     """Descriptor of a read-only merged view that no path names. Raises OSError."""
-    options = {"source": "tiltyard", "lowerdir": ":".join(map(str, lowers))}
-    fd = syscalls.detached_mount("overlay", options, syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID)
-    os.set_inheritable(fd, False)
-    return fd
+    options = {"source": "tiltyard", "lowerdir": ":".join(map(str, lowers)), "redirect_dir": "follow"}
+    return syscalls.detached_mount("overlay", options, syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID)

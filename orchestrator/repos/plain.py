@@ -36,8 +36,7 @@ class PlainWorkspaces:
         if template and template.owner_uid != os.geteuid():
             raise Misconfigured("the template belongs to another user: without root, templates and boxes share one uid")
         async with self._locks[sandbox_id]:
-            if box.root.exists():
-                raise StartFailed(f"box {sandbox_id} exists already: remove it first")
+            await finish(self._limiter, folders.refuse_existing, box)
             try:
                 await finish(self._limiter, self._prepare, box, template, expires_at)
             except OSError as error:

@@ -1,7 +1,7 @@
 """Workspaces where we are root: hard caps and a uid block per box, all made in about fifty milliseconds.
 
-Per box: a sparse ext4 on a loop (upper, work, tmp, home) mounted at `disk`, the template's layers id-mapped to the box's own uid, and over both an overlay
-at `workspace`. The id-mapped mounts go as soon as the overlay holds its own clones of them: two mounts and one loop per box remain.
+Per box: a sparse ext4 on a loop (upper, work, tmp, home) mounted at `disk`, the template's layers id-mapped to the box's own uid, and over
+both an overlay at `workspace`. The id-mapped mounts go as soon as the overlay holds its own clones of them: two mounts and one loop remain.
 """
 
 import errno
@@ -45,15 +45,14 @@ class RootWorkspaces:
         box = folders.box_folder(self._boxes, sandbox_id)
         check_limits(limits)
         async with self._locks[sandbox_id]:
-            if box.root.exists():
-                raise StartFailed(f"box {sandbox_id} exists already: remove it first")
+            await finish(self._limiter, folders.refuse_existing, box)
             try:
                 block = await finish(self._limiter, self._prepare, box, template, limits, expires_at)
             except BaseException:
                 with suppress(SandboxError):  # the sweeper finds what stays busy; the first error is the one to tell
                     await finish(self._limiter, self._remove, box)
                 raise
-        return _described(sandbox_id, box, block)
+        return _described(sandbox_id, box, block, template)
 
     async def remove(self, sandbox_id: SandboxId) -> None:
         box = folders.box_folder(self._boxes, sandbox_id)
@@ -70,9 +69,7 @@ class RootWorkspaces:
         box = folders.box_folder(self._boxes, sandbox_id)
         return await finish(self._limiter, folders.disk_usage_bytes, box.root)
 
-    def _prepare(
-        self, box: BoxFolder, template: Template | None, limits: Limits, expires_at: float | None
-    ) -> UidBlock:
+    def _prepare(self, box: BoxFolder, template: Template | None, limits: Limits, expires_at: float | None) -> UidBlock:
         try:
             block = self._claim(box, template, expires_at)
             _make_disk(box, limits, block)
@@ -143,8 +140,8 @@ def _mount_workspace(box: BoxFolder, template: Template, block: UidBlock) -> Non
         lower.rmdir()
 
 
-def _described(sandbox_id: SandboxId, box: BoxFolder, block: UidBlock) -> Workspace:
-    workspace = box.workspace if box.workspace.exists() else box.upper
+def _described(sandbox_id: SandboxId, box: BoxFolder, block: UidBlock, template: Template | None) -> Workspace:
+    workspace = box.workspace if template else box.upper
     return Workspace(
         sandbox_id=sandbox_id,
         root=box.root,

@@ -105,7 +105,9 @@ def check_state_dir(state_dir: Path) -> Path:
     """`state_dir`, resolved. Raises Misconfigured for characters that overlay and docker options cannot carry."""
     resolved = state_dir.resolve()
     if set(str(resolved)) & set(':,\\"\n '):
-        raise Misconfigured("the state folder's path holds one of : , \\ \" or a space, which mount options cannot carry")
+        raise Misconfigured(
+            "the state folder's path holds one of : , \\ \" or a space, which mount options cannot carry"
+        )
     return resolved
 
 
