@@ -29,6 +29,7 @@ _WORDS = (
     ("disk is full", "the disk of the store is full: nothing was recorded; free space and retry"),
     ("locked", "the store is held by another process for too long: nothing was recorded; retry, or end that process"),
     ("malformed", "the store's file is damaged: restore it from a backup, or name a new file"),
+    ("could not decode", "the store's file is damaged: restore it from a backup, or name a new file"),
     ("not a database", "the store's file is not an SQLite database: name another file, or restore it from a backup"),
     ("unable to open", "the store's file cannot be opened: check that its folder exists and may be written to"),
     ("readonly", "the store's file may not be written to: check its owner and mode, and its folder's"),

@@ -1,6 +1,7 @@
 """Bring a store's file to this version's schema: once, under a lock, before anything else opens it."""
 
 import fcntl
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from orchestrator.errors import StoreError
 from orchestrator.store.engine import words
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+_ONE_AT_A_TIME = threading.Lock()
+"""Alembic keeps its context in a module."""
 
 
 def migrate(path: Path, *, busy_timeout_s: float) -> None:
@@ -27,7 +30,7 @@ def migrate(path: Path, *, busy_timeout_s: float) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path), _connected(path, busy_timeout_s) as connection:
+        with _ONE_AT_A_TIME, _locked(path), _connected(path, busy_timeout_s) as connection:
             _upgrade(connection)
     except SQLAlchemyError as error:
         raise StoreError(words(error)) from error
@@ -52,10 +55,9 @@ def _connected(path: Path, busy_timeout_s: float) -> Iterator[Connection]:
         connect_args={"timeout": busy_timeout_s, "isolation_level": None},
         poolclass=NullPool,
     )
+    event.listen(engine, "connect", lambda connection, _record: connection.execute("PRAGMA journal_mode=WAL"))
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     try:
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
         with engine.begin() as connection:
             yield connection
     finally:

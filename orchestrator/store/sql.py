@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
+from anyio import CancelScope
 from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -46,7 +47,6 @@ class SqlStore:
         self._writer = writer
         self._reader = reader
         self._now = now
-        self._closed = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
 
     @classmethod
@@ -68,9 +68,10 @@ class SqlStore:
         try:
             yield store
         finally:
-            await store.aclose()
-            for engine in (quick, durable, reader):
-                await engine.dispose()
+            with CancelScope(shield=True):
+                await store.aclose()
+                for engine in (quick, durable, reader):
+                    await engine.dispose()
 
     async def aclose(self) -> None:
         """Commit what waits, then take nothing more. Idempotent."""

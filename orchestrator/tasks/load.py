@@ -43,6 +43,8 @@ def _known_tool(name: str) -> str:
 
 
 def _unique(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        raise ValueError("is empty; name a tool, or leave the field out for all of them")
     if len(set(names)) != len(names):
         raise ValueError("holds a name twice; leave the second out")
     return names
@@ -150,7 +152,7 @@ class TaskRow(_Row):
     file_f1: FileF1Row | None = None
     reward: RewardRow = RewardRow()
     limits: LimitsRow = LimitsRow()
-    tools: Annotated[tuple[ToolName, ...], Field(min_length=1), AfterValidator(_unique)] = _TASK.tools
+    tools: Annotated[tuple[ToolName, ...], AfterValidator(_unique)] = _TASK.tools
     max_calls: Positive = _TASK.max_calls
     split: NonEmpty = _TASK.split
     network: Literal["none"] = "none"
