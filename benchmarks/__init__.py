@@ -1,0 +1,1 @@
+"""The budgets of docs/performance.md, each as a ratio against a baseline measured in the same run."""

@@ -1,0 +1,114 @@
+"""`tiltyard doctor`: what this machine lacks and the fix; or the conformance suite over one backend."""
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from orchestrator.agent.binary import agent_binary
+from orchestrator.backends.checks import Check, Verdict, fail, ok, warn
+from orchestrator.cli.wiring import docker_settings, engine
+from orchestrator.errors import Misconfigured, TiltyardError
+from orchestrator.settings import Settings
+
+LOW_DISK_GIB = 10.0
+"""Below this a few templates and the boxes' sparse disks may fill the machine."""
+STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
+
+
+def run(settings: Settings, conformance: str | None, image: str, as_json: bool) -> int:
+    """Exit status: 0 when boxes can run (or every check of the suite passed), else 1. Raises Misconfigured."""
+    if conformance is not None:
+        return asyncio.run(_prove(settings, conformance, image))
+    checks = [*machine(settings), *asyncio.run(_engine_checks(settings))]
+    if as_json:
+        print(json.dumps([_row(check) for check in checks], indent=1))
+    else:
+        _print(checks)
+    return 1 if any(check.verdict is Verdict.FAIL for check in checks) else 0
+
+
+def machine(settings: Settings) -> list[Check]:
+    """Facts that need no engine."""
+    return [_python(), _rights(), _agent(), _disk(settings.state_dir), _cgroups()]
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info >= (3, 11):
+        return ok("python", version)
+    return fail("python", version, "install Python 3.11 or newer")
+
+
+def _rights() -> Check:
+    if os.geteuid() == 0:
+        return ok("rights", "root: workspaces are capped in bytes and inodes, each box has uids of its own")
+    return warn(
+        "rights",
+        "not root: boxes share one uid, and their disk space is watched, not capped",
+        "run as root for hard caps and a uid block per box",
+    )
+
+
+def _agent() -> Check:
+    try:
+        path = agent_binary()
+    except TiltyardError as error:
+        return fail("agent", error.message, "run `make setup`, or install the wheel again")
+    return ok("agent", f"{path.name}, {path.stat().st_size // 1024} KiB")
+
+
+def _disk(state_dir: Path) -> Check:
+    place = next(folder for folder in (state_dir, *state_dir.parents) if folder.is_dir())
+    free_gib = shutil.disk_usage(place).free / 2**30
+    if free_gib >= LOW_DISK_GIB:
+        return ok("disk", f"{free_gib:.0f} GiB free")
+    return warn("disk", f"{free_gib:.1f} GiB free", "free some space, or set TILTYARD_STATE_DIR to a larger disk")
+
+
+def _cgroups() -> Check:
+    unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    return ok("cgroups", "version 2" if unified else "version 1 (limits hold; no private cgroup namespace)")
+
+
+async def _engine_checks(settings: Settings) -> Sequence[Check]:
+    try:
+        from orchestrator.backends.docker.doctor import inspect_engine
+    except ImportError:
+        return [fail("docker", "the Docker SDK is not installed", "pip install 'tiltyard[docker]'")]
+    return await inspect_engine(docker_settings(settings))
+
+
+async def _prove(settings: Settings, backend: str, image: str) -> int:
+    from orchestrator.conformance import gaps_of, render, run_suite, spec_of
+
+    if backend not in ("docker", "fake"):
+        raise Misconfigured(f"no backend {backend!r} to prove; there are docker and fake")
+    chosen = settings.model_copy(update={"backend": backend, "deployment": "conformance"})
+    async with engine(chosen) as made:
+        report = await run_suite(made.backend, spec=spec_of(image), gaps=gaps_of(backend), on_result=_show)
+    print(render(report))
+    return report.status
+
+
+def _show(result: object) -> None:
+    print(f"  {result}", file=sys.stderr)
+
+
+def _row(check: Check) -> dict[str, str]:
+    return {"name": check.name, "verdict": check.verdict.value, "detail": check.detail, "fix": check.fix}
+
+
+def _print(checks: Sequence[Check]) -> None:
+    table = Table("", "what", "found", "fix")
+    for check in checks:
+        style = STYLES[check.verdict]
+        table.add_row(f"[{style}]{check.verdict.value}[/{style}]", check.name, escape(check.detail), escape(check.fix))
+    Console().print(table)
