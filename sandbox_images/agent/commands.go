@@ -1,0 +1,72 @@
+package main
+
+import (
+	"os"
+	"sync"
+)
+
+// commands are the execs that run now.
+type commands struct {
+	mu      sync.Mutex
+	running map[*command]bool // true: condemned, all commands of its uid are being killed
+}
+
+func newCommands() *commands { return &commands{running: map[*command]bool{}} }
+
+func (s *commands) add(c *command) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running[c] = false
+}
+
+func (s *commands) remove(c *command) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.running, c)
+}
+
+// condemn marks every running command of the uid: it ends because another one could not be ended alone.
+func (s *commands) condemn(uid int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.running {
+		if c.uid() == uid {
+			s.running[c] = true
+		}
+	}
+}
+
+func (s *commands) condemned(c *command) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.running[c]
+}
+
+// uids are those of the running commands.
+func (s *commands) uids() map[int]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	found := map[int]bool{}
+	for c := range s.running {
+		found[c.uid()] = true
+	}
+	return found
+}
+
+// endStrays follows the end of a trusted command, which may have started processes as any uid of the block and stripped
+// their tags: whatever uid no other command uses is emptied.
+func (a *agent) endStrays() {
+	used := a.commands.uids()
+	first, last := a.config.UIDBase, a.config.UIDBase+a.config.UIDCount-1
+	strays := map[int]bool{}
+	for _, p := range a.killer.proc.scan() {
+		if p.uid >= first && p.uid <= last && p.uid != os.Getuid() && !used[p.uid] {
+			strays[p.uid] = true
+		}
+	}
+	for uid := range strays {
+		if err := a.killer.killUID(uid); err != nil {
+			logf("strays: %v", err)
+		}
+	}
+}
