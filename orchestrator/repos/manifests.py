@@ -56,7 +56,7 @@ def _checked(name: str) -> str:
         name.encode("utf-8")
     except UnicodeEncodeError:
         shown = os.fsencode(name).decode("utf-8", "backslashreplace")
-        raise RepositoryError(f"the name {shown!r} is not UTF-8: such repositories are not supported") from None
+        raise RepositoryError(f"the name '{shown}' is not UTF-8: such repositories are not supported") from None
     return name
 
 
