@@ -16,6 +16,8 @@ from orchestrator.models import Job, JobId, TaskId
 ARGUMENT: Final = "task_handle"
 """Name of the argument that carries the handle. Reserved: no tool may have one of this name."""
 MIN_SECRET_BYTES: Final = 32
+MIN_DISTINCT_BYTES: Final = 8
+"""32 random bytes have fewer distinct ones about never; blanks and repetitions have."""
 _HANDLE = re.compile(r"th1_([0-9a-f]{16})_([0-9a-f]{32})")
 
 
@@ -23,9 +25,9 @@ class Handles:
     """Makes and checks the handles of a deployment's jobs. The secret must outlive every dataset exported under it."""
 
     def __init__(self, secret: bytes, jobs: Mapping[JobId, Job]) -> None:
-        """Raises Misconfigured for a secret under 32 bytes."""
-        if len(secret.strip()) < MIN_SECRET_BYTES:
-            raise Misconfigured(f"the secret of task handles needs at least {MIN_SECRET_BYTES} bytes")
+        """Raises Misconfigured for a secret that is short or plainly not random."""
+        if len(secret) < MIN_SECRET_BYTES or len(set(secret)) < MIN_DISTINCT_BYTES:
+            raise Misconfigured(f"the secret of task handles needs at least {MIN_SECRET_BYTES} bytes, random ones")
         self._secret = bytes(secret)
         self._jobs = jobs
         self._tables: dict[JobId, dict[str, tuple[str, TaskId]]] = {}

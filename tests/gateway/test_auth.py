@@ -200,7 +200,7 @@ async def ask(client: httpx.AsyncClient, method: str, path: str, job: str = "dem
 async def test_every_route_of_the_application_stands_in_the_table(gateway: Gateway) -> None:
     described = create_app(gateway.deps).openapi()["paths"]
     assert isinstance(described, dict)
-    found = {(method.upper(), path) for path, methods in described.items() for method in dict(methods)}  # type: ignore[arg-type]
+    found = {(method.upper(), path) for path, methods in described.items() for method in dict(methods)}
     assert found == set(every_route())
 
 

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-import structlog
 from structlog.testing import capture_logs
 
 from orchestrator import errors
 from orchestrator.errors import TiltyardError
-from orchestrator.models import CallRequest, GradeRequest, Outcome, Reward, ToolReply
+from orchestrator.models import CallRequest, GradeRequest, Outcome, Reward, Task, ToolReply
 from tests.gateway import fakes
 from tests.gateway.conftest import Gateway, Opener, ready
 from tool_gateway import trainer
@@ -63,10 +62,8 @@ async def test_a_grade_never_makes_a_score_of_a_failure(
 async def test_a_score_that_is_none_is_not_given_out(
     gateway: Gateway, client: httpx.AsyncClient, score: float | None
 ) -> None:
-    gateway.host = fakes.FakeHost(gateway.store)
-
     class Unchecked(fakes.FakeHost):
-        async def grade(self, request: GradeRequest, task: object, *, timeout_s: float) -> Reward:
+        async def grade(self, request: GradeRequest, task: Task, *, timeout_s: float) -> Reward:
             return fakes.reward(request.rollout, score)
 
     changed = gateway.but(cluster=fakes.FakeCluster([Unchecked(gateway.store)]))
@@ -203,12 +200,6 @@ async def test_unknown_routes_and_methods_have_the_same_shape(client: httpx.Asyn
     method = await client.put("/grade", json={})
     assert (method.status_code, method.json()["error"]) == (405, "method_not_allowed")
     assert method.headers["allow"] == "POST"
-
-
-@pytest.fixture(autouse=True)
-def _fresh_logging() -> Iterator[None]:
-    yield
-    structlog.reset_defaults()
 
 
 async def test_readiness_says_why_not(gateway: Gateway, open_client: Opener) -> None:
