@@ -21,12 +21,14 @@ from orchestrator.backends.fake.faults import (
     NeverStarts,
     SlowStart,
 )
+from orchestrator.backends.fake.machine import UID_COUNT
 from orchestrator.backends.fake.sandbox import FakeSandbox
 from orchestrator.backends.fake.tree import Bases, Dir
 from orchestrator.errors import EngineUnavailable, Misconfigured, SandboxLost, StartFailed
 from orchestrator.interfaces import Capacity, OwnedSandbox, Sandbox, SandboxSpec, Scope
 from orchestrator.models import SandboxId
 
+FIRST_UID = 1_000_000
 DEFAULT_CAPACITY = Capacity(memory_mib=1024 * 1024, boxes=20_000, start_slots=64)
 
 
@@ -36,6 +38,12 @@ class FakeWorld:
     def __init__(self) -> None:
         self.boxes: dict[SandboxId, FakeBox] = {}
         self.bases = Bases()
+        self._uids = FIRST_UID
+
+    def new_uids(self) -> int:
+        """The first of a block of uids that no other box has."""
+        self._uids += UID_COUNT
+        return self._uids - UID_COUNT
 
     def kill(self, sandbox_id: SandboxId, *, dead: bool = False) -> None:
         """End a box behind everybody's back: by an operator, or (`dead`) by the model's doing."""
@@ -85,6 +93,7 @@ class FakeBackend:
             spec,
             boot_id=secrets.token_hex(8),
             created_at=time.time(),
+            uid_base=self.world.new_uids(),
             base=base,
             deaths=[order for order in self._deaths() if order.meets(number, sandbox_id)],
         )

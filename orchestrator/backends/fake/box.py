@@ -13,7 +13,7 @@ from orchestrator.backends.fake.faults import DiesLater, died
 from orchestrator.backends.fake.machine import Machine
 from orchestrator.backends.fake.places import Places
 from orchestrator.backends.fake.tree import Dir, File, Refusal, Tree
-from orchestrator.errors import ReplayDiverged, SandboxDead, SandboxLost, StaleLease
+from orchestrator.errors import AgentProtocolError, ReplayDiverged, SandboxDead, SandboxLost, StaleLease
 from orchestrator.interfaces import Lease, SandboxSpec
 from orchestrator.models import CallKey, Epoch, OpId, PendingCall, RolloutKey, SandboxId
 from orchestrator.operations import (
@@ -66,6 +66,7 @@ class FakeBox:
         "_machine",
         "_tombstones",
         "_tree",
+        "_uid_base",
         "begun",
         "boot_id",
         "created_at",
@@ -82,6 +83,7 @@ class FakeBox:
         *,
         boot_id: str,
         created_at: float,
+        uid_base: int,
         base: Dir | None,
         deaths: Sequence[DiesLater] = (),
     ) -> None:
@@ -93,6 +95,7 @@ class FakeBox:
         self.end: SandboxLost | SandboxDead | None = None
         self.places = Places(tuple(part for part in spec.workdir.split("/") if part))
         self._base = base
+        self._uid_base = uid_base
         self._deaths = tuple(deaths)
         self._lease: tuple[RolloutKey, Epoch] | None = None
         self._frozen = False
@@ -195,13 +198,14 @@ class FakeBox:
             raise ReplayDiverged(f"call {op_id.call} was acknowledged: its operations never run again")
         if self._frozen:
             raise refused_frozen()
-        if (op_id.number == 0) != (call is not None):
-            raise ValueError("operation 0 of a call carries its header, and no other operation does")
-        if call is not None:
-            self._calls[op_id.call] = _Call(call)
-        if op_id.call not in self._calls:
-            raise ValueError(f"operation {op_id} of a call that never began")
-        return self._calls[op_id.call]
+        entry = self._calls.get(op_id.call)
+        known = len(entry.operations) if entry else 0
+        if op_id.number != known or (op_id.number == 0) != (call is not None):
+            raise AgentProtocolError(f"operation {known} of the call comes next; operation 0 carries the call's header")
+        if entry is None and call is not None:
+            entry = self._calls[op_id.call] = _Call(call)
+        assert entry is not None
+        return entry
 
     def _run(self, op: Operation, extra_s: float) -> Done:
         if isinstance(op, Note):
@@ -233,7 +237,7 @@ class FakeBox:
 
     def machine(self) -> Machine:
         if self._machine is None:
-            self._machine = Machine(self.tree(), self.places)
+            self._machine = Machine(self.tree(), self.places, self._uid_base)
         return self._machine
 
 

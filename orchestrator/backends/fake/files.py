@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-from orchestrator.backends.fake.places import Places
+from orchestrator.backends.fake.places import Places, named
 from orchestrator.backends.fake.tree import Dir, File, Node, Refusal, Special, Symlink, Tree, below, shown
 from orchestrator.operations import (
     MAX_READ_BYTES,
@@ -28,6 +28,9 @@ from orchestrator.operations import (
 
 MAX_SEARCHED_BYTES = 4 * 1024 * 1024
 """`search` passes over larger files (docs/agent-protocol.md)."""
+
+BINARY_PROBE_BYTES = 8192
+MAX_EDITED_BYTES = 8 * 1024 * 1024
 
 NOT_RE2 = re.compile(r"\(\?(?:[=!>(]|<[=!])|\\[1-9]")
 """What Python's `re` has and RE2 has not: look-around, atomic and conditional groups, back references."""
@@ -63,7 +66,7 @@ def read(tree: Tree, places: Places, op: Read) -> ReadResult:
         data=piece,
         size_bytes=len(data),
         eof=op.offset_bytes + len(piece) >= len(data),
-        sha256=hashlib.sha256(data).hexdigest() if len(piece) == len(data) else None,
+        sha256=hashlib.sha256(data).hexdigest() if len(piece) == len(data) and op.offset_bytes == 0 else None,
     )
 
 
@@ -95,8 +98,12 @@ def _expect(before: File | None, expected: str | None, parts: tuple[str, ...]) -
 
 
 def edit(tree: Tree, places: Places, op: Edit) -> EditResult:
+    if not op.old:
+        raise Refusal(FailureCode.NO_MATCH, "the text to replace is empty")
     parts = places.writable(op.path)
     file = regular(tree.walk(parts), parts)
+    if file.size_bytes > MAX_EDITED_BYTES:
+        raise Refusal(FailureCode.TOO_LARGE, f"{shown(parts)}: larger than what can be edited")
     try:
         text = file.read().decode()
     except UnicodeDecodeError:
@@ -116,9 +123,7 @@ def edit(tree: Tree, places: Places, op: Edit) -> EditResult:
 
 def list_folder(tree: Tree, places: Places, op: List) -> ListResult:
     parts = places.readable(op.path)
-    found = [
-        _entry(places.named((*parts, *name.split("/"))), node) for name, node in _inside(_folder(tree, parts), op.depth)
-    ]
+    found = [_entry(named(op.path, name), node) for name, node in _inside(_folder(tree, parts), op.depth)]
     found.sort(key=lambda entry: entry.path.encode("utf-8", "surrogateescape"))
     return ListResult(entries=tuple(found[: op.limit]), truncated=len(found) > op.limit)
 
@@ -147,11 +152,7 @@ def glob(tree: Tree, places: Places, op: Glob) -> GlobResult:
     parts = places.readable(op.path)
     wanted = glob_pattern(op.pattern)
     found = sorted(
-        (
-            places.named((*parts, *name.split("/")))
-            for name, _ in _files(_folder(tree, parts))
-            if wanted.fullmatch(name)
-        ),
+        (named(op.path, name) for name, _ in _files(_folder(tree, parts)) if wanted.fullmatch(name)),
         key=str.encode,
     )
     return GlobResult(paths=tuple(found[: op.limit]), truncated=len(found) > op.limit)
@@ -166,13 +167,11 @@ def _files(folder: Dir) -> Iterator[tuple[str, File]]:
 
 def search(tree: Tree, places: Places, op: Search) -> SearchResult:
     wanted = _expression(op.pattern, op.ignore_case)
-    chosen = glob_pattern(op.glob) if op.glob else None
-    parts = places.readable(op.path)
     matches: list[Match] = []
     searched = 0
-    for path, data in _searched(tree, places, parts, chosen):
+    for path, data in _searched(tree, places, op):
         searched += 1
-        for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), start=1):
+        for number, line in enumerate(_lines(data), start=1):
             if wanted.search(line):
                 if len(matches) == op.limit:
                     return SearchResult(matches=tuple(matches), truncated=True, files_searched=searched)
@@ -180,20 +179,24 @@ def search(tree: Tree, places: Places, op: Search) -> SearchResult:
     return SearchResult(matches=tuple(matches), truncated=False, files_searched=searched)
 
 
-def _searched(
-    tree: Tree, places: Places, parts: tuple[str, ...], chosen: re.Pattern[str] | None
-) -> Iterator[tuple[str, bytes]]:
+def _searched(tree: Tree, places: Places, op: Search) -> Iterator[tuple[str, bytes]]:
     """Text files to look through: the one named, or those below the folder named."""
+    parts = places.readable(op.path)
+    chosen = glob_pattern(op.glob) if op.glob else None
     start = tree.walk(parts)
-    if isinstance(start, Dir):
-        named = ((places.named((*parts, *name.split("/"))), name, file) for name, file in _files(start))
+    if not isinstance(start, Dir):
+        named_files = [("", regular(start, parts))]
     else:
-        named = ((places.named(parts), name, file) for name, file in [(parts[-1], regular(start, parts))])
-    for path, name, file in named:
-        if chosen and not (chosen.fullmatch(name) or chosen.fullmatch(name.rpartition("/")[2])):
-            continue
-        if file.size_bytes <= MAX_SEARCHED_BYTES and b"\0" not in (data := file.read())[:8192]:
-            yield path, data
+        named_files = [(name, file) for name, file in _files(start) if chosen is None or _chosen(chosen, op, name)]
+    for name, file in named_files:
+        if file.size_bytes <= MAX_SEARCHED_BYTES and b"\0" not in (data := file.read())[:BINARY_PROBE_BYTES]:
+            yield named(op.path, name), data
+
+
+def _chosen(chosen: re.Pattern[str], op: Search, name: str) -> bool:
+    """A glob without a slash is for the file's own name, wherever it lies."""
+    whole = "/" in (op.glob or "")
+    return chosen.fullmatch(name if whole else name.rpartition("/")[2]) is not None
 
 
 @lru_cache(maxsize=256)
@@ -206,6 +209,11 @@ def _expression(pattern: str, ignore_case: bool) -> re.Pattern[str]:
         raise Refusal(FailureCode.BAD_PATTERN, f"the pattern is not an RE2 expression: {error}") from None
 
 
+def _lines(data: bytes) -> list[str]:
+    text = data.decode("utf-8", "replace")
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
 def _cut(line: str, limit_bytes: int) -> str:
     return line.encode()[:limit_bytes].decode("utf-8", "ignore")
 
@@ -213,33 +221,36 @@ def _cut(line: str, limit_bytes: int) -> str:
 @lru_cache(maxsize=256)
 def glob_pattern(pattern: str) -> re.Pattern[str]:
     """`*`, `?` and `[..]` stay within a component, `**` spans any number of them. Raises Refusal (bad_pattern)."""
-    out, rest = "", pattern
-    while rest:
-        piece, rest = _glob_step(rest)
-        out += piece
+    names = [name for name in pattern.split("/") if name not in ("", ".")]
+    if not names or pattern.startswith("/") or ".." in names or "\0" in pattern:
+        raise Refusal(FailureCode.BAD_PATTERN, "a glob pattern is a relative path without '..'")
+    last = len(names) - 1
+    out = ""
+    for index, name in enumerate(names):
+        if name == "**":
+            out += ".+" if index == last else "(?:[^/]+/)*"
+        else:
+            out += _component(name) + ("" if index == last else "/")
     try:
         return re.compile(out)
     except re.error:
         raise Refusal(FailureCode.BAD_PATTERN, f"{pattern!r} is not a glob pattern") from None
 
 
-def _glob_step(rest: str) -> tuple[str, str]:
-    if rest.startswith("**/"):
-        return "(?:[^/]+/)*", rest[3:]
-    if rest.startswith("**"):
-        return ".*", rest[2:]
-    if rest[0] in "*?":
-        return ("[^/]*" if rest[0] == "*" else "[^/]"), rest[1:]
-    if rest[0] == "[":
-        return _glob_class(rest)
-    return re.escape(rest[0]), rest[1:]
-
-
-def _glob_class(rest: str) -> tuple[str, str]:
-    end = rest.find("]", 2)
-    if end < 0:
-        raise Refusal(FailureCode.BAD_PATTERN, f"{rest!r}: an unclosed [")
-    return _class(rest[1:end]), rest[end + 1 :]
+def _component(name: str) -> str:
+    out, at = "", 0
+    while at < len(name):
+        char = name[at]
+        if char == "[":
+            end = name.find("]", at + 2)
+            if end < 0:
+                raise Refusal(FailureCode.BAD_PATTERN, "a [ in the glob pattern is not closed")
+            out += _class(name[at + 1 : end])
+            at = end
+        else:
+            out += {"*": "[^/]*", "?": "[^/]"}.get(char, re.escape(char))
+        at += 1
+    return out
 
 
 def _class(inside: str) -> str:

@@ -1,6 +1,7 @@
 """Commands of a fake box and their processes. A command that never waits is done at once and costs no task."""
 
 import asyncio
+import posixpath
 from collections.abc import Coroutine, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -13,10 +14,17 @@ from orchestrator.operations import Exec, ExecResult, Failure, FailureCode
 
 EVENTS_BYTES = 4 * 1024 * 1024
 """Kept of what a command writes to descriptor 3 (docs/agent-protocol.md)."""
-UID_BASE = 1_000_000
 UID_COUNT = 64
 FIRST_PID = 2
-BASE_ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
+BASE_ENV = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "USER": "agent",
+    "LOGNAME": "agent",
+    "LANG": "C.UTF-8",
+    "TERM": "dumb",
+    "PAGER": "cat",
+    "GIT_PAGER": "cat",
+}
 
 Waits = Generator[float | Job, None, "_End"]
 
@@ -45,11 +53,12 @@ class _Process:
 class Machine:
     """The processes of one box."""
 
-    __slots__ = ("_next_pid", "places", "processes", "tree")
+    __slots__ = ("_next_pid", "places", "processes", "tree", "uid_base")
 
-    def __init__(self, tree: Tree, places: Places) -> None:
+    def __init__(self, tree: Tree, places: Places, uid_base: int) -> None:
         self.tree = tree
         self.places = places
+        self.uid_base = uid_base
         self.processes: dict[int, _Process] = {}
         self._next_pid = FIRST_PID
 
@@ -151,7 +160,8 @@ class Command:
 
     def _shell(self) -> Shell:
         places = self.machine.places
-        cwd = places.readable(self.op.cwd)
+        full = posixpath.normpath(posixpath.join(shown(places.workspace), self.op.cwd))
+        cwd = tuple(name for name in full.split("/") if name)
         if not isinstance(self.machine.tree.find(cwd), Dir):
             raise Refusal(FailureCode.CANNOT_START, f"{shown(cwd)}: no such working directory")
         return Shell(
@@ -159,8 +169,8 @@ class Command:
             programs=PROGRAMS,
             tree=self.machine.tree,
             places=places,
-            uid=_uid(self.op),
-            env={**environment(places, self.op), **self.op.env},
+            uid=0 if self.op.principal == "trusted" else self.machine.uid_base + self.op.principal,
+            env={**environment(places, self.op, self.machine.uid_base), **self.op.env},
             cwd=cwd,
             fds=self._descriptors(),
             pid=self.main.pid,
@@ -285,11 +295,7 @@ async def _driven(waits: Waits, first: float | Job) -> _End:
             return end
 
 
-def _uid(op: Exec) -> int:
-    return 0 if op.principal == "trusted" else UID_BASE + op.principal
-
-
-def environment(places: Places, op: Exec) -> Mapping[str, str]:
+def environment(places: Places, op: Exec, uid_base: int) -> Mapping[str, str]:
     """What a command finds without asking."""
     env = {**BASE_ENV, "HOME": shown(places.home)}
     if op.principal != "trusted":
@@ -298,6 +304,6 @@ def environment(places: Places, op: Exec) -> Mapping[str, str]:
         **env,
         "TILTYARD_WORKSPACE": shown(places.workspace),
         "TILTYARD_TRUSTED_DIR": "/run/tiltyard/trusted",
-        "TILTYARD_UID_BASE": str(UID_BASE),
+        "TILTYARD_UID_BASE": str(uid_base),
         "TILTYARD_UID_COUNT": str(UID_COUNT),
     }

@@ -35,16 +35,15 @@ class Places:
     def holds(self, parts: tuple[str, ...]) -> bool:
         return any(parts[: len(place)] == place for place in (self.workspace, self.home, self.tmp))
 
-    def named(self, parts: tuple[str, ...]) -> str:
-        """The path as replies give it: relative to the workspace where it lies there, else absolute."""
-        depth = len(self.workspace)
-        if parts[:depth] != self.workspace:
-            return shown(parts)
-        return "/".join(parts[depth:]) or "."
-
     def _parts(self, path: str) -> tuple[str, ...]:
         names = _checked(path)
         return names if path.startswith("/") else self.workspace + names
+
+
+def named(asked: str, below: str) -> str:
+    """A path met on a walk, in the form in which the walk's start was asked for: what a result names can be asked for as it stands."""
+    names = [name for name in asked.split("/") if name not in ("", ".")]
+    return ("/" if asked.startswith("/") else "") + "/".join([*names, *filter(None, [below])])
 
 
 def _checked(path: str) -> tuple[str, ...]:

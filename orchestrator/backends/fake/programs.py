@@ -237,7 +237,10 @@ def mkdir(shell: Shell, args: list[str]) -> int:
 
 
 def touch(shell: Shell, args: list[str]) -> int:
-    for path in args:
+    paths = list(args)
+    while paths and re.fullmatch(r"-[dtr]", paths[0]):  # times are not kept
+        paths = paths[2:]
+    for path in paths:
         if shell.node(path) is None:
             shell.open_out(path, append=True)
     return 0
