@@ -118,9 +118,9 @@ def f1(named: Collection[str], gold: Collection[str], *, strangers: int = 0) -> 
 def canonical(path: str) -> str | None:
     """One text per file of the repository: NFC, POSIX-normalised, relative to its root. None for what is no path within it.
 
-    A leading `./` or `/workspace/` is taken off. Case, and backslashes (which POSIX names may hold), stay.
+    A leading `./` or `/workspace/` is taken off. Case, spaces and backslashes, which POSIX names may hold, stay.
     """
-    path = unicodedata.normalize("NFC", path.strip())
+    path = unicodedata.normalize("NFC", path)
     path = path.removeprefix(_WORKSPACE)
     if not path or path.startswith("/") or _CONTROL.search(path) or ".." in path.split("/"):
         return None
