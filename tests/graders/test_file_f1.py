@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -92,7 +93,7 @@ def test_nothing_submitted_earns_nothing() -> None:
 
 def test_only_the_declared_source_is_read() -> None:
     """The right answer in each place but the declared one earns nothing; in the declared one it earns all."""
-    right = {
+    right: dict[AnswerSource, dict[str, Any]] = {
         AnswerSource.FINAL_ANSWER: {"final_answer": "a"},
         AnswerSource.SUBMITTED: {"submitted": ("a",)},
         AnswerSource.EDITED_FILES: {"changes": (FileChange(path="a", kind="added", type="file"),)},

@@ -1,9 +1,22 @@
 """list_dir, search."""
 
+from functools import partial
+
 import pytest
 
 from orchestrator.models import ToolReply
-from orchestrator.operations import Entry, Failure, FailureCode, List, ListResult, Match, Search, SearchResult
+from orchestrator.operations import (
+    Entry,
+    Failure,
+    FailureCode,
+    List,
+    ListResult,
+    Match,
+    Operation,
+    OperationResult,
+    Search,
+    SearchResult,
+)
 from orchestrator.tools.registry import tool
 from tests.tools.contexts import Answered, call
 
@@ -25,9 +38,14 @@ async def test_a_folder_is_listed_one_entry_a_line() -> None:
     assert context.operations == [List(path=".", depth=1, limit=1000)]
 
 
+def give(result: OperationResult, op: Operation) -> OperationResult:
+    return result
+
+
 async def test_a_cut_list_says_so() -> None:
     for count, words in ((5, "first 5 entries"), (1, "first 1 entry ")):
-        context = Answered(answer=lambda op, count=count: ListResult(entries=ENTRIES[:count], truncated=True))
+        cut = ListResult(entries=ENTRIES[:count], truncated=True)
+        context = Answered(answer=partial(give, cut))
         assert words in (await call(tool("list_dir"), context, '{"path":"src","depth":3}')).text
         assert context.operations == [List(path="src", depth=3, limit=1000)]
 
