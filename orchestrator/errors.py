@@ -15,6 +15,7 @@
     |  |- AgentProtocolError          the box is hostile or broken: treated as lost
     |  `- ReplayDiverged              a tool was not deterministic
     |- SandboxDead                  the box died by the model's doing: 200 text, its grade is the floor
+    |  `- SandboxOutOfMemory          it ran out of memory
     |- RolloutClosed                5xx: expired, lost, released or never to be scored
     |- GraderError                  500, not remembered
     |- RepositoryError              5xx on a trainer's route, with the fix in words
@@ -179,6 +180,10 @@ class SandboxDead(TiltyardError):
 
     reason = "sandbox_dead"
     status = 200
+
+
+class SandboxOutOfMemory(SandboxDead):
+    """The box died of memory."""
 
 
 class RolloutClosed(TiltyardError):

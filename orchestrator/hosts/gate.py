@@ -1,6 +1,7 @@
 """The queue for boxes: `admission` decides, this waits."""
 
 import asyncio
+from collections.abc import Callable
 
 from orchestrator.hosts.admission import Admission, Ticket, TicketId
 
@@ -8,8 +9,10 @@ from orchestrator.hosts.admission import Admission, Ticket, TicketId
 class Gate:
     """Tickets become slots. A slot is held until `release`, also by a process that forgot to call `started`."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, short: Callable[[], None]) -> None:
+        """`short` is called when somebody waits for memory or count; it may free some, now or later."""
         self.admission = admission
+        self._short = short
         self._granted: dict[TicketId, asyncio.Future[None]] = {}
 
     async def enter(self, ticket: Ticket) -> None:
@@ -46,3 +49,5 @@ class Gate:
             granted = self._granted[ticket.id]
             if not granted.done():
                 granted.set_result(None)
+        if self.admission.short_of_room():
+            self._short()

@@ -5,7 +5,7 @@
         |          |        `-----|-------+--------+--> CLOSING -> CLOSED (expired, released, lost)
         |          `-> DROPPED (failed start, stale epoch, failed grade: the store alone remembers)
         `-> GATHERING (a grade without calls)
-    ADOPTING -> LIVE | DEAD | GATHERING | CLOSING
+    ADOPTING -> LIVE | DEAD | GATHERING | GRADING | CLOSING
 
 Events tell facts that have happened; those that speak of the store (`EvidenceStored`, `Graded`, `TombstoneWritten`) come after its commit.
 Late events are no error: a phase ignores what it has no use for.
@@ -127,6 +127,14 @@ class StartFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecordRead:
+    """What the record says of calls that an earlier process ran."""
+
+    next_sequence: int
+    charged: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BoxAdopted:
     """`pending` are calls the box knows and the record does not, in journal order: each began, so each is charged."""
 
@@ -200,6 +208,7 @@ Event = (
     | BoxChosen
     | BoxReady
     | StartFailed
+    | RecordRead
     | BoxAdopted
     | BoxDied
     | BoxLost
@@ -281,7 +290,9 @@ def step(state: LeaseState, event: Event, now: float) -> Step:
             return _call_ended(state, event, now)
         case Tick():
             return _tick(state, now)
-        case BoxWanted() | BoxChosen() | BoxReady() | StartFailed() | BoxAdopted() | BoxDied() | BoxLost():
+        case (
+            BoxWanted() | BoxChosen() | BoxReady() | StartFailed() | RecordRead() | BoxAdopted() | BoxDied() | BoxLost()
+        ):
             return _box(state, event, now)
         case GradeAsked() | EvidenceStored() | GradeFailed() | Graded():
             return _grade(state, event, now)
@@ -363,9 +374,7 @@ def _start(state: LeaseState) -> Step:
     if not ready:
         return state, ()
     verdict = Verdict.DEAD if dead else Verdict.RUN
-    queue = tuple(
-        replace(call, running=True, verdict=verdict) if call.key in ready else call for call in state.queue
-    )
+    queue = tuple(replace(call, running=True, verdict=verdict) if call.key in ready else call for call in state.queue)
     return replace(state, queue=queue), tuple(StartCall(call=call) for call in queue if call.key in ready)
 
 
@@ -391,7 +400,7 @@ def _fail_all(state: LeaseState) -> Step:
 
 def _box(
     state: LeaseState,
-    event: BoxWanted | BoxChosen | BoxReady | StartFailed | BoxAdopted | BoxDied | BoxLost,
+    event: BoxWanted | BoxChosen | BoxReady | StartFailed | RecordRead | BoxAdopted | BoxDied | BoxLost,
     now: float,
 ) -> Step:
     match event:
@@ -404,6 +413,8 @@ def _box(
         case StartFailed() if state.phase is Phase.OPENING:
             state, failed = _fail_all(replace(state, phase=Phase.DROPPED))
             return state, (*failed, Forget(remove=state.sandbox))
+        case RecordRead() if state.phase is Phase.ADOPTING:
+            return replace(state, next_sequence=event.next_sequence, charged=event.charged), ()
         case BoxAdopted() if state.phase is Phase.ADOPTING:
             return _adopted(state, event)
         case BoxDied() if state.phase in (Phase.LIVE, Phase.ADOPTING, Phase.GATHERING):
@@ -450,7 +461,7 @@ def _grade(state: LeaseState, event: GradeAsked | EvidenceStored | GradeFailed |
     match event:
         case GradeAsked():
             return _grade_asked(state)
-        case EvidenceStored() if state.phase is Phase.GATHERING:
+        case EvidenceStored() if state.phase in (Phase.GATHERING, Phase.ADOPTING):
             return _graders(state)
         case GradeFailed() if state.phase is Phase.GATHERING:
             return replace(state, busy=False, active_at=now), ()

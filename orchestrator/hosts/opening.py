@@ -1,0 +1,66 @@
+"""A rollout's box: from the template to the lease.
+
+Its id is stored before it exists and its boot id before it is handed out: a binding with an id and no boot id therefore names a box that
+ran nothing, whoever reads it after whatever crash, and that box may be removed and another one made.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from orchestrator import failpoints
+from orchestrator.errors import SandboxDead, StartFailed
+from orchestrator.hosts.admission import Kind, Ticket
+from orchestrator.hosts.parts import Parts, new_sandbox_id, spec_for
+from orchestrator.hosts.rollout import Rollout
+from orchestrator.interfaces import Sandbox, SandboxSpec, Template
+from orchestrator.models import SandboxId
+
+GRACE_S = 30.0
+"""Beyond a start's deadline, for a backend to say so itself."""
+
+
+async def open_box(parts: Parts, rollout: Rollout, chosen: Callable[[SandboxId], None]) -> None:
+    """Queue, make the box, take its lease. `chosen` is told the id that may exist from then on.
+
+    The template comes before the queue: a slot that waits for a clone or a set-up command would be idle. Raises what templates, admission
+    (HostFull, Misconfigured), the store and the backend raise; the caller removes the chosen box and gives the slot back.
+    """
+    template = await parts.template(rollout.task)
+    ticket = Ticket(
+        id=parts.ticket_id(),
+        job=rollout.key.job,
+        kind=Kind.OPEN,
+        memory_mib=rollout.task.limits.memory_mib,
+    )
+    rollout.ticket = ticket.id
+    await parts.gate.enter(ticket)
+    try:
+        await _make(parts, rollout, template, chosen)
+    finally:
+        parts.gate.started(ticket.id)
+
+
+async def _make(parts: Parts, rollout: Rollout, template: Template, chosen: Callable[[SandboxId], None]) -> None:
+    if rollout.binding.sandbox is not None:  # of a start that failed; it ran nothing
+        parts.remover.retire(rollout.binding.sandbox)
+    sandbox_id = new_sandbox_id("r")
+    rollout.binding = await parts.store.attach_sandbox(rollout.binding, sandbox_id, None)
+    chosen(sandbox_id)
+    sandbox = await create(parts, sandbox_id, spec_for(rollout.task, template, rollout=rollout.key))
+    failpoints.hit("after_create")
+    lease = await sandbox.lease(rollout.key, rollout.binding.epoch)
+    rollout.binding = await parts.store.attach_sandbox(rollout.binding, sandbox_id, lease.boot_id)
+    rollout.sandbox, rollout.template = sandbox, template
+
+
+async def create(parts: Parts, sandbox_id: SandboxId, spec: SandboxSpec) -> Sandbox:
+    """Raises StartFailed, EngineUnavailable, Misconfigured. Whatever is raised, a box of that id may have come to be."""
+    start_s = parts.settings.start_deadline_s
+    try:
+        async with asyncio.timeout(start_s + GRACE_S):
+            return await parts.backend.create(sandbox_id, spec, deadline=time.monotonic() + start_s)
+    except TimeoutError as error:
+        raise StartFailed(f"no box started within {start_s:g} s") from error
+    except SandboxDead as error:
+        raise StartFailed(f"the box died while it started: {error.message}") from error
