@@ -43,7 +43,10 @@ class Gate:
 
     def job(self, request: Request, scope: Scope) -> Job:
         """Raises Refused, ScopeRefused, UnknownJob, CallerError."""
-        principal = self.principal(request, scope)
+        return self.job_of(self.principal(request, scope), request)
+
+    def job_of(self, principal: Principal, request: Request) -> Job:
+        """Raises UnknownJob, CallerError."""
         try:
             return choose_job(principal, self._deps.jobs, request.path_params.get("job"))
         except UnknownJob:

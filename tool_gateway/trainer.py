@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import structlog
@@ -14,7 +14,7 @@ from starlette.responses import Response
 from orchestrator.errors import CallerError, CapacityError, SandboxDead, StillRunning, TiltyardError, UnknownTask
 from orchestrator.models import GradeRequest, Job, RolloutKey, Task, TaskId, ToolReply
 from tool_gateway import rft
-from tool_gateway.auth import Scope
+from tool_gateway.auth import Principal, Scope
 from tool_gateway.bodies import read_object
 from tool_gateway.deps import GatewayDeps
 from tool_gateway.gate import Gate
@@ -73,9 +73,10 @@ class TrainerRoutes:
     ) -> Response:
         """Who asks, which rollout, then `serve`; whatever comes of it is counted by blame."""
         started = time.perf_counter()
-        job = self._gate.job(request, scope)
+        principal = self._gate.principal(request, scope)
         outcome = "infra_error"
         try:
+            job = await self._job(principal, request)
             envelope = await read_object(request)
             rollout = RolloutKey(job=job.id, trace_id=rft.trace_id(envelope))
             async with self._tainting(rollout):
@@ -87,16 +88,34 @@ class TrainerRoutes:
             count(outcome, time.perf_counter() - started)
         return response
 
+    async def _job(self, principal: Principal, request: Request) -> Job:
+        """Raises UnknownJob, CallerError.
+
+        A wrong job in the URL of a tool and the right one in the grader's would have a rollout scored that never got to a tool. The token is
+        valid, so its rollout of that trace_id is marked wherever it may be.
+        """
+        try:
+            return self._gate.job_of(principal, request)
+        except CallerError as error:
+            with suppress(CallerError):  # without a trace_id there is nothing to mark
+                trace_id = rft.trace_id(await read_object(request))
+                for job in filter(principal.may_use, self._deps.jobs):
+                    await self._taint(RolloutKey(job=job, trace_id=trace_id), error)
+            raise
+
     @asynccontextmanager
     async def _tainting(self, rollout: RolloutKey) -> AsyncIterator[None]:
         """A caller's mistake goes out as a 4xx, which trainers show to the model and go on: so this rollout is never scored."""
         try:
             yield
         except CallerError as error:
-            await self._deps.store.taint(rollout, f"{error.reason}: {error.message}")
-            self._deps.metrics.tainted()
-            self._log.warning("rollout_tainted", rollout=str(rollout), reason=error.reason, message=error.message)
+            await self._taint(rollout, error)
             raise
+
+    async def _taint(self, rollout: RolloutKey, error: CallerError) -> None:
+        await self._deps.store.taint(rollout, f"{error.reason}: {error.message}")
+        self._deps.metrics.tainted()
+        self._log.warning("rollout_tainted", rollout=str(rollout), reason=error.reason, message=error.message)
 
     async def _reply(self, job: Job, rollout: RolloutKey, call: rft.ToolCall) -> ToolReply:
         claimed = None if call.handle is None else self._handles.verify(job.id, call.handle)

@@ -194,6 +194,24 @@ async def test_requests_without_a_right_taint_nothing(gateway: Gateway) -> None:
     assert not await gateway.tainted("t")
 
 
+@pytest.mark.parametrize(("job", "status"), [("typo", 404), ("many", 404)])
+async def test_a_wrong_job_in_the_url_marks_the_tokens_own_rollout_only(
+    gateway: Gateway, client: httpx.AsyncClient, job: str, status: int
+) -> None:
+    """Else a grader's URL that is right would have a rollout scored whose every tool call was a 404."""
+    assert (await client.post(f"/jobs/{job}/tools", json=CALL)).status_code == status
+    assert "unknown_job" in await gateway.tainted("t")
+    assert not await gateway.tainted("t", "many")
+
+
+async def test_a_job_that_is_not_named_marks_every_job_it_may_be(gateway: Gateway) -> None:
+    async with gateway.client("all") as client:
+        assert (await client.post("/tools", json=CALL)).status_code == 400
+        assert (await client.post("/tools", content=b"{")).status_code == 400
+    assert await gateway.tainted("t")
+    assert await gateway.tainted("t", "many")
+
+
 async def test_unknown_routes_and_methods_have_the_same_shape(client: httpx.AsyncClient) -> None:
     missing = await client.get("/nothing/here")
     assert (missing.status_code, missing.json()["error"]) == (404, "not_found")
