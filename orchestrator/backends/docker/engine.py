@@ -4,10 +4,12 @@ import asyncio
 import json
 import logging
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -29,6 +31,10 @@ THREADS = 16
 """Requests to the engine at once: starts are few (start slots), removals and looks come in bursts."""
 REMOVAL_POLL_S = 0.05
 LONGEST_PAUSE_S = 0.5
+ANY_VERSION = "1.41"
+"""For a request without a version in its path; engines refuse both what is newer and what is much older than they are."""
+UNKNOWN_RUNTIME = re.compile(r"unknown (or invalid )?runtime", re.IGNORECASE)
+"""Engines before 23 say "Unknown runtime specified X", later ones "unknown or invalid runtime name: X"."""
 HOST_PATH = re.compile(r"(?:/[\w.@+:-]+){2,}")
 
 
@@ -109,8 +115,8 @@ class Engine:
     caller is cancelled: otherwise a box could appear after its owner went to remove it.
     """
 
-    def __init__(self, socket: str, *, timeout_s: float) -> None:
-        self._socket = socket
+    def __init__(self, url: str, *, timeout_s: float) -> None:
+        self._url = url
         self._timeout_s = timeout_s
         self._threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="docker")
         self._connecting = threading.Lock()
@@ -120,9 +126,7 @@ class Engine:
         """Idempotent; waits for requests that run."""
         loop = asyncio.get_running_loop()
         await finish(loop.run_in_executor(None, self._threads.shutdown))
-        if self._api is not None:
-            self._api.close()
-            self._api = None
+        self._forget_connection()
 
     async def facts(self) -> EngineFacts:
         info, version = await self._call(lambda api: (api.info(), api.version()))
@@ -158,7 +162,7 @@ class Engine:
 
     async def killed_from_outside(self, container: str, since: float) -> bool:
         """Whether the engine was asked to kill or stop it, as far as its memory of events reaches (some hundred events)."""
-        window = {"since": int(since), "until": int(time.time()) + 1}
+        window = {"since": f"{since:.6f}", "until": f"{time.time():.6f}"}  # what lies ahead would be waited for
         wanted = {"container": [container], "event": ["kill", "stop"]}
         return await self._call(lambda api: any(True for _ in api.events(filters=wanted, decode=True, **window)))
 
@@ -248,7 +252,8 @@ class Engine:
         except APIError as error:
             raise _refusal(error) from error
         except (DockerException, requests.exceptions.RequestException, OSError) as error:
-            log.warning("container engine does not answer at %s: %s", self._socket, error)
+            log.warning("container engine does not answer at %s: %s", self._url, error)
+            self._forget_connection()
             raise EngineUnavailable(
                 "the container engine does not answer: start it (systemctl start docker), "
                 "or name its socket in DOCKER_HOST; `tiltyard doctor` says more"
@@ -257,10 +262,25 @@ class Engine:
     def _connected(self) -> APIClient:
         with self._connecting:
             if self._api is None:
-                self._api = APIClient(
-                    base_url=self._socket, version="auto", timeout=self._timeout_s, max_pool_size=THREADS
-                )
+                self._api = _connect(self._url, self._timeout_s)
             return self._api
+
+    def _forget_connection(self) -> None:
+        """The next request connects anew: the engine may come back as another version."""
+        with self._connecting:
+            api, self._api = self._api, None
+        if api is not None:
+            api.close()
+
+
+def _connect(url: str, timeout_s: float) -> APIClient:
+    """A client that speaks the engine's own version of the API. Raises OSError, DockerException or of requests."""
+    with socket.socket(socket.AF_UNIX) as knock:  # the SDK leaks a socket where nobody listens
+        knock.settimeout(timeout_s)
+        knock.connect(url.removeprefix("unix://"))
+    with closing(APIClient(base_url=url, version=ANY_VERSION, timeout=timeout_s)) as first:
+        version = first.version(api_version=False)["ApiVersion"]
+    return APIClient(base_url=url, version=version, timeout=timeout_s, max_pool_size=THREADS)
 
 
 def _words(error: APIError) -> str:
@@ -271,7 +291,7 @@ def _refusal(error: APIError) -> StartFailed | Misconfigured:
     """An answer of the engine that is no success: the setting's fault where it says so, else a start that failed."""
     words = _words(error)
     log.warning("container engine refused (%s): %s", error.status_code, words)
-    if error.status_code == 400 and "runtime" in words.lower():
+    if error.status_code == 400 and UNKNOWN_RUNTIME.search(words):
         return Misconfigured(f"the container engine lacks the runtime that is set: {tidy(words)}")
     return StartFailed(f"the container engine refused: {tidy(words)}")
 

@@ -69,6 +69,7 @@ class BoxPlan:
     spec: SandboxSpec
     workspace: Workspace
     image_id: str
+    image_environment: Mapping[str, str]
     agent: Path
     seccomp: str
     deployment: str
