@@ -88,18 +88,19 @@ class Mirrors:
             folders.remove_tree(fresh)
 
     def _fetch_commit(self, mirror: Path, source: Source, sha: str, deadline: float) -> None:
-        by_name = _fetch(mirror, source, [f"{sha}:{_KEPT}{sha}"], deadline)
+        kept = _KEPT + sha
+        by_name = _fetch(mirror, source, [f"{sha}:{kept}"], deadline)
         if by_name.status == 0:
-            return
+            return _check_fetched(mirror, source, sha, deadline)
         if not is_missing_commit(by_name.stderr):
             raise gitcmd.failed(by_name, "fetch", source)
         self._fetch_names(mirror, source, deadline)
-        peeled = _commit_named(mirror, sha, deadline)
-        if peeled != sha:
+        if _commit_named(mirror, sha, deadline) != sha:
             raise RepositoryError(
                 f"repository {source.name} has no commit {sha}: push it there, or correct the task's commit"
             )
-        gitcmd.run(mirror, "update-ref", _KEPT + sha, sha, deadline=deadline)
+        gitcmd.run(mirror, "update-ref", kept, sha, deadline=deadline)
+        return None
 
     def _fetch_names(self, mirror: Path, source: Source, deadline: float) -> None:
         names = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
@@ -130,8 +131,18 @@ def check_revision(revision: str) -> None:
 
 def is_missing_commit(stderr: str) -> bool:
     """Whether a fetch by SHA failed because the other side has no such object, or does not give objects by name."""
-    words = ("not our ref", "unadvertised object", "couldn't find remote ref", "remote error: upload-pack: not our ref")
+    words = ("not our ref", "unadvertised object", "couldn't find remote ref", "Cannot obtain needed object")
     return any(word in stderr for word in words)
+
+
+def _check_fetched(mirror: Path, source: Source, sha: str, deadline: float) -> None:
+    """git leaves out, with no more than a warning, a ref whose history it would have to cut off; and any object can be fetched by name."""
+    kept = _KEPT + sha
+    if not _has_ref(mirror, kept, deadline):
+        raise RepositoryError(f"repository {source.name} is a shallow clone: run `git fetch --unshallow` in it")
+    if _commit_named(mirror, kept, deadline) != sha:
+        gitcmd.run(mirror, "update-ref", "-d", kept, deadline=deadline)
+        raise RepositoryError(f"{sha} in repository {source.name} is not a commit: correct the task's commit")
 
 
 def _fetch(mirror: Path, source: Source, arguments: list[str], deadline: float) -> gitcmd.GitResult:

@@ -1,8 +1,10 @@
 """What is mounted where, and how to take it away again."""
 
 import errno
+import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from orchestrator.repos import syscalls
@@ -57,5 +59,11 @@ def overlay(target: Path, *, lowers: Sequence[Path], upper: Path, work: Path) ->
 
 def detached_view(lowers: Sequence[Path]) -> int:
     """Descriptor of a read-only merged view that no path names. Raises OSError."""
-    options = {"source": "tiltyard", "lowerdir": ":".join(map(str, lowers)), "redirect_dir": "follow"}
-    return syscalls.detached_mount("overlay", options, syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID)
+    with ExitStack() as stack:
+        names = []
+        for lower in lowers:
+            fd = os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            names.append(f"/proc/self/fd/{fd}")  # fsconfig takes no value beyond 255 bytes
+        options = {"source": "tiltyard", "lowerdir": ":".join(names), "redirect_dir": "follow"}
+        return syscalls.detached_mount("overlay", options, syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID)

@@ -109,6 +109,10 @@ class TemplateCache:
         """
         return await finish(self._limiter, pruning.prune, self._folders, max_bytes, in_use)
 
+    async def sweep(self) -> None:
+        """Remove what killed builds left. Builds under way, in any process, are not touched."""
+        await finish(self._limiter, pruning.sweep, self._folders)
+
     @asynccontextmanager
     async def _locked(self, key: str, deadline: float) -> AsyncIterator[None]:
         what = "building the template"

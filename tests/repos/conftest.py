@@ -75,10 +75,14 @@ def origin(tmp_path: Path) -> Origin:
     (repo.path / "link").symlink_to("src/a.py")
     middle = repo.commit({"README": "two\n"}, "middle", "@1600000100 +0000")
     future = repo.commit({"src/gold.py": GOLD}, "future", "@1600000200 +0000")
-    return Origin(repo=repo, base=base, middle=middle, future=future, gold_blob=repo.git("rev-parse", "HEAD:src/gold.py"))
+    return Origin(
+        repo=repo, base=base, middle=middle, future=future, gold_blob=repo.git("rev-parse", "HEAD:src/gold.py")
+    )
 
 
-def make_task(repo: str, commit: str, *, setup: tuple[str, ...] = (), history: str = "full", image: str = "base") -> Task:
+def make_task(
+    repo: str, commit: str, *, setup: tuple[str, ...] = (), history: str = "full", image: str = "base"
+) -> Task:
     return Task(
         id=TaskId("t"),
         repo=repo,
@@ -122,8 +126,9 @@ def worker() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 def line_of(process: "subprocess.Popen[str]") -> str:
-    """The next line that the worker says."""
+    """The next line that the worker says; its log is passed over."""
     assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line, f"the worker ended early, status {process.wait()}"
-    return line.strip()
+    while line := process.stdout.readline():
+        if line.startswith("> "):
+            return line[2:].strip()
+    raise AssertionError(f"the worker ended early, status {process.wait()}")

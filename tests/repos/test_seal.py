@@ -246,13 +246,15 @@ def test_names_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
 
 
 def test_odd_names_travel_whole(tmp_path: Path) -> None:
-    names = {" lead", "new\nline", "quo\"te", "tab\t", "-dash", "caf\u00e9/\U0001f600", "a\\b", ":colon", "*star"}
+    names = {" lead", "new\nline", 'quo"te', "tab\t", "-dash", "caf\u00e9/\U0001f600", "a\\b", ":colon", "*star"}
     repo = make_repo(tmp_path / "repo")
     sha = repo.commit(dict.fromkeys(names, "x\n"))
     assert set(seal(repo.path / ".git", sha, tmp_path / "tree")) == names
 
 
-@pytest.mark.parametrize(("date", "year"), [("@0 +0000", 1980), ("@4102444800 +0000", None), ("@1600000000 +0000", 2020)])
+@pytest.mark.parametrize(
+    ("date", "year"), [("@0 +0000", 1980), ("@4102444800 +0000", None), ("@1600000000 +0000", 2020)]
+)
 def test_files_carry_the_commits_time_within_reason(date: str, year: int | None, tmp_path: Path) -> None:
     import time
 

@@ -17,7 +17,8 @@ from tests.repos.conftest import make_task
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    """Marked, since the log goes to stdout, too."""
+    print(f"> {text}", flush=True)
 
 
 async def build(root: str, repo: str, sha: str, log: str, times: str) -> None:
