@@ -223,7 +223,8 @@ class SandboxHost:
         self._life.post(found, ReleaseAsked(reason="released"))
         if found.state.phase is Phase.CLOSING:
             await found.rested.wait()
-        if found.state.phase is Phase.CLOSING:
+            if found.state.phase is not Phase.CLOSING:
+                return
             raise StoreError("the end of the rollout could not be recorded; retry")
 
     async def load(self) -> HostLoad:

@@ -11,10 +11,9 @@ Events tell facts that have happened; those that speak of the store (`EvidenceSt
 Late events are no error: a phase ignores what it has no use for.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from types import MappingProxyType
 from typing import assert_never
 
 from orchestrator.models import BoxEnd, CallKey, RolloutState, SandboxId
@@ -58,9 +57,6 @@ class Call:
     verdict: Verdict = Verdict.RUN
 
 
-_NONE: Mapping[CallKey, Call] = MappingProxyType({})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseState:
     """`queue` is in order of arrival; `failed` are calls that ended without a recorded reply and keep their number for the retry."""
@@ -71,7 +67,7 @@ class LeaseState:
     active_at: float
     sandbox: SandboxId | None = None
     queue: tuple[Call, ...] = ()
-    failed: Mapping[CallKey, Call] = field(default=_NONE)
+    failed: tuple[Call, ...] = ()
     next_sequence: int = 1
     charged: int = 0
     grade_asked: bool = False
@@ -331,9 +327,9 @@ def _call_arrived(state: LeaseState, event: CallArrived, now: float) -> Step:
 def _numbered(state: LeaseState, event: CallArrived) -> tuple[Call, LeaseState]:
     """The call with its number; a retry keeps the one it had, and is charged once."""
     dead = state.phase is Phase.DEAD
-    known = state.failed.get(event.key)
+    known = next((call for call in state.failed if call.key == event.key), None)
     if known is not None:
-        failed = MappingProxyType({key: call for key, call in state.failed.items() if key != event.key})
+        failed = tuple(call for call in state.failed if call is not known)
         verdict = Verdict.DEAD if dead else known.verdict
         return replace(known, running=False, verdict=verdict, boxless=known.boxless or dead), replace(
             state, failed=failed
@@ -383,7 +379,7 @@ def _call_ended(state: LeaseState, event: CallEnded, now: float) -> Step:
     if ended is None:
         return state, ()
     queue = tuple(call for call in state.queue if call.key != event.key)
-    failed = state.failed if event.recorded else MappingProxyType({**state.failed, event.key: ended})
+    failed = state.failed if event.recorded else (*state.failed, ended)
     state = replace(state, queue=queue, failed=failed, active_at=now)
     return _start(state) if state.phase in (Phase.LIVE, Phase.DEAD) else (state, ())
 

@@ -13,7 +13,6 @@ import structlog
 from orchestrator import failpoints
 from orchestrator.errors import (
     AgentProtocolError,
-    Draining,
     ReplayDiverged,
     RolloutClosed,
     SandboxDead,
@@ -168,9 +167,6 @@ class Lifecycle:
             reply = await self._reply(rollout, entry, call)
             await self.parts.store.record(rollout.binding, record_of(entry, call, reply, started_at=started_at))
             failpoints.hit("before_reply")
-        except asyncio.CancelledError:
-            entry.fail(Draining("the host is stopping; retry: a call that began is taken up again"))
-            raise
         except Exception as error:  # noqa: BLE001  whatever it is, those who wait must hear it
             self._call_failed(rollout, entry, error)
             return
@@ -216,22 +212,26 @@ class Lifecycle:
         if grading:  # the box is frozen: what it says of a running call means nothing
             failure = over(rollout.state)
         log.warning("call_failed", rollout=str(rollout.key), tool=entry.request.tool, reason=failure.reason)
-        rollout.entries.pop(entry.request.key, None)
-        entry.fail(failure)
         if isinstance(error, StaleLease):
             self.post(rollout, Stale(), failure)
         elif isinstance(error, SandboxLost | ReplayDiverged) and not grading:
             self.post(rollout, BoxLost(reason=f"{failure.reason}: {failure.message}"), failure)
-        self.post(rollout, CallEnded(key=entry.request.key, recorded=False))
+        else:
+            rollout.entries.pop(entry.request.key, None)
+            entry.fail(failure)
+            self.post(rollout, CallEnded(key=entry.request.key, recorded=False))
 
     def _fail_calls(self, rollout: Rollout, action: FailCalls, error: TiltyardError | None) -> None:
         for key in action.keys:
             entry = rollout.entries.pop(key, None)
             if entry is None:
                 continue
-            entry.fail(error or over(rollout.state))
             if entry.task is not None and entry.task is not asyncio.current_task():
                 entry.task.cancel()
+            if rollout.state.phase is Phase.CLOSING:
+                rollout.leaving.append(entry)
+            else:
+                entry.fail(error or over(rollout.state))
 
     def acknowledge(self, rollout: Rollout, entry: Entry) -> None:
         """Tell the box, a little later and many at once, that a reply is in the record."""

@@ -33,6 +33,7 @@ class Rollout:
         "graded",
         "interest_at",
         "key",
+        "leaving",
         "opened",
         "opening",
         "quiet",
@@ -47,6 +48,7 @@ class Rollout:
         "touched",
         "unacknowledged",
         "waiters",
+        "why",
     )
 
     def __init__(self, *, binding: Binding, task: Task, state: LeaseState) -> None:
@@ -60,6 +62,9 @@ class Rollout:
         """The slot: held from admission until the last box of this rollout is gone."""
         self.entries: dict[CallKey, Entry] = {}
         """Calls under way, and finished ones whose text is still held."""
+        self.leaving: list[Entry] = []
+        """Calls that end with the rollout; they are told when its end is stored."""
+        self.why: TiltyardError | None = None
         self.finished: set[CallKey] = set()
         """Every call whose reply is in the record."""
         self.unacknowledged: list[CallKey] = []
@@ -105,13 +110,18 @@ class Rollout:
         )
 
     def settle(self, error: TiltyardError | None) -> None:
-        """Tell those who wait what the state has come to; `error` is for those whose wish cannot come true any more."""
+        """Tell those who wait what the state has come to; `error` is for those whose wish cannot come true any more.
+
+        The end is told only once it is stored (or could not be): what is answered after a restart must not differ.
+        """
+        self.why = error or self.why
         phase = self.state.phase
         _set(self.quiet, not self.state.queue)
         _set(self.rested, not self.state.queue and not self.state.busy)
         if phase in OVER or phase is Phase.CLOSING:
             done(self.adopted)  # who waited for that looks again
-            self.fail_waiting(error or over(self.state))
+            if not self.state.busy:
+                self.fail_waiting(self.why or over(self.state))
             return
         if phase not in NOT_YET:
             done(self.opened)
@@ -119,9 +129,12 @@ class Rollout:
             done(self.adopted)
 
     def fail_waiting(self, error: TiltyardError) -> None:
-        """Whoever waits for the box or the grade is told."""
+        """Whoever waits for the box, the grade or a call that did not live to its end is told."""
         fail(self.opened, error)
         fail(self.graded, error)
+        for entry in self.leaving:
+            entry.fail(error)
+        self.leaving.clear()
 
 
 def _set(event: asyncio.Event, value: bool) -> None:
