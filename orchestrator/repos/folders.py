@@ -5,7 +5,8 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,23 +165,24 @@ def _is_folder(path: str) -> bool:
 
 
 def disk_usage_bytes(folder: Path) -> int:
-    """Blocks held below `folder`, in bytes; what vanishes meanwhile, or may not be entered, is passed over."""
+    """Blocks held below `folder` on its own file system, in bytes; what vanishes meanwhile, or may not be entered, is passed over."""
+    try:
+        device = folder.stat().st_dev
+    except FileNotFoundError:
+        return 0
     total = 0
     pending = [str(folder)]
     while pending:
-        try:
-            with os.scandir(pending.pop()) as entries:
-                for entry in entries:
-                    total += _blocks(entry)
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
-        except OSError:
-            continue
+        for path, info in _listed(pending.pop()):
+            if info.st_dev == device:
+                total += info.st_blocks * 512
+                if stat.S_ISDIR(info.st_mode):
+                    pending.append(path)
     return total
 
 
-def _blocks(entry: "os.DirEntry[str]") -> int:
-    try:
-        return entry.stat(follow_symlinks=False).st_blocks * 512
-    except OSError:
-        return 0
+def _listed(folder: str) -> Iterator[tuple[str, os.stat_result]]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                yield entry.path, entry.stat(follow_symlinks=False)
