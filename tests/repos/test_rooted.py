@@ -144,7 +144,8 @@ def fill(path: Path) -> int:
             while total < 10**9:
                 total += file.write(b"x" * MIB)
         except OSError as error:
-            assert error.errno == errno.ENOSPC
+            if error.errno != errno.ENOSPC:
+                raise
             return total
     pytest.fail("there is no cap")
 
@@ -155,7 +156,8 @@ def crowd(folder: Path) -> int:
         try:
             (folder / str(count)).touch()
         except OSError as error:
-            assert error.errno == errno.ENOSPC
+            if error.errno != errno.ENOSPC:
+                raise
             return count
     pytest.fail("there is no cap")
 
