@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"sort"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
@@ -75,7 +76,34 @@ func (f *fields) string(name string, raw json.RawMessage) (text string) {
 
 // halfSurrogate tells whether decoding had to replace a lone \ud8xx escape: such text has no UTF-8 form.
 func halfSurrogate(raw []byte, text string) bool {
-	return strings.ContainsRune(text, utf8.RuneError) && bytes.Contains(bytes.ToLower(raw), []byte(`\ud`))
+	if !strings.ContainsRune(text, utf8.RuneError) {
+		return false
+	}
+	for at := 0; at+1 < len(raw); at++ {
+		if raw[at] != '\\' {
+			continue
+		}
+		at++ // the escaped character, be it a backslash or the u
+		if unit := escapedUnit(raw, at-1); unit&0xF800 == 0xD800 {
+			if unit >= 0xDC00 || escapedUnit(raw, at+5)&0xFC00 != 0xDC00 {
+				return true
+			}
+			at += 6
+		}
+	}
+	return false
+}
+
+// escapedUnit is the UTF-16 unit of a \uXXXX escape at that place, 0 where there is none.
+func escapedUnit(raw []byte, at int) uint64 {
+	if at+6 > len(raw) || raw[at] != '\\' || raw[at+1] != 'u' {
+		return 0
+	}
+	unit, err := strconv.ParseUint(string(raw[at+2:at+6]), 16, 16)
+	if err != nil {
+		return 0
+	}
+	return unit
 }
 
 func (f *fields) required(name string) string { return f.string(name, f.need(name)) }

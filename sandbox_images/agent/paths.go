@@ -12,9 +12,11 @@ import (
 type paths struct {
 	config *Config
 	// Roots were opened before any command ran; a symlink of the image on the way to them is the image's own affair.
-	roots  []root
-	slash  int
-	closed []string // not even for reading
+	roots []root
+	slash int
+	// trusted is the agent's own folder, for files that commands may read and not write.
+	trusted int
+	closed  []string // not even for reading
 }
 
 type root struct {
@@ -42,6 +44,9 @@ func openPaths(config *Config) (*paths, error) {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 		p.roots = append(p.roots, root{name: name, fd: fd})
+	}
+	if p.trusted, err = openAt(-100, config.TrustedDir, oPath|syscall.O_DIRECTORY, 0); err != nil {
+		return nil, fmt.Errorf("%s: %w", config.TrustedDir, err)
 	}
 	p.closed = []string{"/proc", "/sys", "/dev", config.StateDir, path.Dir(config.Socket), config.TrustedDir}
 	return p, nil
@@ -135,7 +140,7 @@ func openParent(where place, makeMissing bool) (parent int, name string, err err
 }
 
 func descend(start int, names []string, asked string, makeMissing bool) (int, error) {
-	current, err := openAt(start, ".", oPath|syscall.O_DIRECTORY, 0)
+	current, err := duplicate(start)
 	if err != nil {
 		return -1, refusal(asked, err)
 	}
@@ -148,6 +153,12 @@ func descend(start int, names []string, asked string, makeMissing bool) (int, er
 		current = next
 	}
 	return current, nil
+}
+
+// duplicate needs no right on the folder, as reopening it would.
+func duplicate(fd int) (int, error) {
+	copied, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_DUPFD_CLOEXEC, 3)
+	return int(copied), asError(errno)
 }
 
 // step opens one component. O_PATH|O_NOFOLLOW opens a symlink itself, so what it is gets looked at: some kernels (gVisor) follow

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"unicode/utf8"
@@ -37,13 +39,15 @@ type walker struct {
 	visit func(found) error
 	// missed is told of a folder that could not be read whole: too deep, too many names, closed to us.
 	missed func(found)
+	// unlock goes into folders that their owner, who we are, closed to itself.
+	unlock bool
 }
 
 // walk visits everything below the open folder. Only errStop and errors of visit end it.
 func (w *walker) walk(dir int, prefix string, depth int) error {
 	entries, whole := readFolder(dir)
 	if !whole && w.missed != nil {
-		w.missed(found{dir: dir, path: prefix, kind: dtDir, depth: depth - 1})
+		w.missed(found{dir: dir, path: cmp.Or(prefix, "."), kind: dtDir, depth: depth - 1})
 	}
 	for _, e := range inPathOrder(entries) {
 		f := found{dir: dir, name: e.name, path: join(prefix, e.name), kind: e.kind, depth: depth}
@@ -71,6 +75,9 @@ func (w *walker) descend(f found) error {
 		return nil
 	}
 	sub, err := openFolder(f.dir, f.name)
+	if err == syscall.EACCES && w.unlock {
+		sub, err = unlockFolder(f.dir, f.name)
+	}
 	if err != nil {
 		if w.missed != nil && err != syscall.ENOENT {
 			w.missed(f)
@@ -89,6 +96,28 @@ func openFolder(dir int, name string) (int, error) {
 	}
 	defer syscall.Close(fd)
 	return openListing(fd)
+}
+
+// unlockFolder gives the owner its rights back for good: nothing else runs when a delta is taken.
+func unlockFolder(dir int, name string) (int, error) {
+	fd, err := step(dir, name, false)
+	if err != nil {
+		return -1, err
+	}
+	defer syscall.Close(fd)
+	return reopenUnlocked(fd)
+}
+
+func reopenUnlocked(folder int) (int, error) {
+	if err := chmodOpen(folder, 0o700); err != nil {
+		return -1, err
+	}
+	return openListing(folder)
+}
+
+// chmodOpen changes what an O_PATH descriptor stands for, whatever its name leads to by now.
+func chmodOpen(fd int, mode uint32) error {
+	return again(func() error { return syscall.Chmod("/proc/self/fd/"+strconv.Itoa(fd), mode) })
 }
 
 func join(prefix, name string) string {
