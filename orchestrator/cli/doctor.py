@@ -14,6 +14,7 @@ from rich.table import Table
 
 from orchestrator.agent.binary import agent_binary
 from orchestrator.backends.checks import Check, Verdict, fail, ok, warn
+from orchestrator.cli.identity import host_lock
 from orchestrator.cli.wiring import docker_settings, engine
 from orchestrator.errors import Misconfigured, TiltyardError
 from orchestrator.settings import Settings
@@ -84,19 +85,16 @@ async def _engine_checks(settings: Settings) -> Sequence[Check]:
 
 
 async def _prove(settings: Settings, backend: str, image: str) -> int:
-    from orchestrator.conformance import gaps_of, render, run_suite, spec_of
+    from orchestrator.conformance import line, render, run_named
 
     if backend not in ("docker", "fake"):
         raise Misconfigured(f"no backend {backend!r} to prove; there are docker and fake")
     chosen = settings.model_copy(update={"backend": backend, "deployment": "conformance"})
-    async with engine(chosen) as made:
-        report = await run_suite(made.backend, spec=spec_of(image), gaps=gaps_of(backend), on_result=_show)
+    with host_lock(chosen.deployment_dir, chosen.host_id):
+        async with engine(chosen) as made:
+            report = await run_named(made.backend, image=image, on_result=lambda r: print(line(r), file=sys.stderr))
     print(render(report))
-    return report.status
-
-
-def _show(result: object) -> None:
-    print(f"  {result}", file=sys.stderr)
+    return report.exit_status
 
 
 def _row(check: Check) -> dict[str, str]:

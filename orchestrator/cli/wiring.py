@@ -1,6 +1,7 @@
 """Where the parts are put together: settings in, a served gateway out. Nothing else imports across the packages."""
 
 import functools
+import hashlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -52,12 +53,18 @@ async def engine(settings: Settings) -> AsyncIterator[Engine]:
             yield await _docker(settings, stack)
 
 
+class AnyImage:
+    """For the fake backend: every image name exists, and is its own id."""
+
+    async def image_id(self, reference: str) -> str:
+        return "sha256:" + hashlib.sha256(reference.encode()).hexdigest()
+
+
 async def _fake(settings: Settings) -> Engine:
-    from orchestrator.repos.fakes import FakeImages, FakeSetup
+    from orchestrator.repos.fakes import FakeSetup
 
     backend = backend_class("fake")()
-    root = settings.deployment_dir / "cache"
-    templates = TemplateCache(root, setup=FakeSetup(), images=FakeImages())
+    templates = TemplateCache(settings.deployment_dir / "cache", setup=FakeSetup(), images=AnyImage())
     return Engine(backend=backend, templates=templates, memory_limit_mib=(await backend.capacity()).memory_mib)
 
 
