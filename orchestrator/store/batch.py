@@ -1,9 +1,9 @@
 """One batch of writes in one transaction: load what stands, decide (writes.py), apply. Set-wise: a few statements for hundreds of writes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Insert, Select, insert, update
+from sqlalchemy import Connection, Insert, RowMapping, Select, insert, update
 
 from orchestrator.failpoints import hit
 from orchestrator.models import (
@@ -11,8 +11,10 @@ from orchestrator.models import (
     CallKey,
     Epoch,
     Finding,
+    JobId,
     RolloutKey,
     RolloutState,
+    TraceId,
 )
 from orchestrator.store import codec, queries
 from orchestrator.store.schema import calls, evidence, findings, pulse, rewards, rollouts, taints
@@ -34,7 +36,7 @@ from orchestrator.store.writes import (
 T = TypeVar("T")
 
 CHUNK = 200
-"""Keys per IN list: two parameters each, well below what SQLite (32,766) and PostgreSQL allow."""
+"""Parameters per IN list, well below what SQLite (32,766) and PostgreSQL allow."""
 
 
 def run_batch(connection: Connection, writes: Sequence[AnyWrite]) -> list[Outcome]:
@@ -70,15 +72,20 @@ def _chunks(items: Iterable[T]) -> Iterable[list[T]]:
     return (whole[start : start + CHUNK] for start in range(0, len(whole), CHUNK))
 
 
-def _names(keys: Iterable[RolloutKey]) -> list[tuple[str, str]]:
-    return [(key.job, key.trace_id) for key in keys]
+def _by_name(connection: Connection, query: Select[Any], keys: Iterable[RolloutKey]) -> Iterator[RowMapping]:
+    """The rows of `query` for these rollouts, asked for job by job."""
+    traces: dict[JobId, list[TraceId]] = {}
+    for key in keys:
+        traces.setdefault(key.job, []).append(key.trace_id)
+    for job, of_job in traces.items():
+        for chunk in _chunks(of_job):
+            yield from connection.execute(query, {"job": job, "traces": chunk}).mappings()
 
 
 def _load_standing(connection: Connection, ledger: Ledger, keys: Sequence[RolloutKey]) -> None:
-    for chunk in _chunks(keys):
-        for row in connection.execute(queries.STANDING, {"names": _names(chunk)}).mappings():
-            binding = codec.binding_of(row)
-            ledger.standing[binding.rollout] = Standing(id=row["id"], binding=binding)
+    for row in _by_name(connection, queries.STANDING, keys):
+        binding = codec.binding_of(row)
+        ledger.standing[binding.rollout] = Standing(id=row["id"], binding=binding)
 
 
 def _insert_missing(connection: Connection, ledger: Ledger, binds: Sequence[Bind]) -> bool:
@@ -108,11 +115,8 @@ def _new_binding(write: Bind) -> Binding:
 
 
 def _load_calls(connection: Connection, ledger: Ledger, records: Sequence[Record]) -> None:
-    wanted = [
-        (ledger.standing[write.rollout].id, write.call.key) for write in records if write.rollout in ledger.standing
-    ]
-    for chunk in _chunks(wanted):
-        found = connection.execute(queries.KNOWN_CALLS, {"names": chunk})
+    for chunk in _chunks(write.call.key for write in records):
+        found = connection.execute(queries.KNOWN_CALLS, {"keys": chunk})
         ledger.recorded.update((rollout_id, CallKey(key)) for rollout_id, key in found)
 
 
@@ -133,16 +137,14 @@ def _bodies(
 
 
 def _load_taints(connection: Connection, ledger: Ledger, writes: Sequence[Taint]) -> None:
-    for chunk in _chunks(rollouts_of(writes)):
-        for row in connection.execute(queries.TAINTS, {"names": _names(chunk)}).mappings():
-            ledger.taints[codec.rollout_key(row)] = row["reason"]
+    for row in _by_name(connection, queries.TAINTS, rollouts_of(writes)):
+        ledger.taints[codec.rollout_key(row)] = row["reason"]
 
 
 def _load_findings(connection: Connection, ledger: Ledger, writes: Sequence[AddFinding]) -> None:
-    for chunk in _chunks(rollouts_of(writes)):
-        for row in connection.execute(queries.FINDINGS, {"names": _names(chunk)}).mappings():
-            known = ledger.findings.setdefault(codec.rollout_key(row), set())
-            known.add(Finding(code=row["code"], detail=row["detail"]))
+    for row in _by_name(connection, queries.FINDINGS, rollouts_of(writes)):
+        known = ledger.findings.setdefault(codec.rollout_key(row), set())
+        known.add(Finding(code=row["code"], detail=row["detail"]))
 
 
 def apply(connection: Connection, ledger: Ledger) -> None:

@@ -2,28 +2,30 @@
 
 from typing import Any
 
-from sqlalchemy import BindParameter, Column, Select, and_, bindparam, func, select, tuple_, update
+from sqlalchemy import BindParameter, Column, Integer, Select, and_, bindparam, func, select, update
 
 from orchestrator.models import RolloutState
 from orchestrator.store.schema import calls, evidence, findings, rewards, rollouts, taints
 
 _NAMED = and_(rollouts.c.job == bindparam("job"), rollouts.c.trace_id == bindparam("trace_id"))
-_NAMES: BindParameter[Any] = bindparam("names", expanding=True)
-"""Pairs: (job, trace_id), or (rollout_id, key)."""
+_TRACES: BindParameter[Any] = bindparam("traces", expanding=True)
 _IDS: BindParameter[Any] = bindparam("ids", expanding=True)
+_KEYS: BindParameter[Any] = bindparam("keys", expanding=True)
 
 BINDINGS: Select[Any] = select(rollouts, taints.c.reason.label("tainted")).select_from(
     rollouts.outerjoin(taints, and_(taints.c.job == rollouts.c.job, taints.c.trace_id == rollouts.c.trace_id))
 )
 """Rows that `codec.binding_of` reads."""
 
-# Inside a batch, by many names at once.
-STANDING = BINDINGS.where(tuple_(rollouts.c.job, rollouts.c.trace_id).in_(_NAMES)).with_for_update(of=rollouts)
-KNOWN_CALLS = select(calls.c.rollout_id, calls.c.key).where(tuple_(calls.c.rollout_id, calls.c.key).in_(_NAMES))
+# Inside a batch, many at once: those by name take one job and its traces. (SQLite scans the table for `(a, b) IN (pairs)`.)
+STANDING = BINDINGS.where(rollouts.c.job == bindparam("job"), rollouts.c.trace_id.in_(_TRACES)).with_for_update(
+    of=rollouts
+)
+KNOWN_CALLS = select(calls.c.rollout_id, calls.c.key).where(calls.c.key.in_(_KEYS))
 EVIDENCE_BODIES = select(evidence).where(evidence.c.rollout_id.in_(_IDS))
 REWARD_BODIES = select(rewards.c.rollout_id, rewards.c.body).where(rewards.c.rollout_id.in_(_IDS))
-TAINTS = select(taints).where(tuple_(taints.c.job, taints.c.trace_id).in_(_NAMES))
-FINDINGS = select(findings).where(tuple_(findings.c.job, findings.c.trace_id).in_(_NAMES))
+TAINTS = select(taints).where(taints.c.job == bindparam("job"), taints.c.trace_id.in_(_TRACES))
+FINDINGS = select(findings).where(findings.c.job == bindparam("job"), findings.c.trace_id.in_(_TRACES))
 
 MUTABLE: tuple[Column[Any], ...] = (
     rollouts.c.host,
@@ -62,7 +64,7 @@ _REWARD_BODY = select(rewards.c.body).where(rewards.c.rollout_id == rollouts.c.i
 SUMMARIES = (
     BINDINGS.add_columns(_CALL_COUNT.label("call_count"), _REWARD_BODY.label("reward_body"))
     .order_by(rollouts.c.created_at.desc(), rollouts.c.id.desc())
-    .limit(bindparam("row_limit"))
+    .limit(bindparam("row_limit", type_=Integer))
 )
 """Counting per row walks the primary key of `calls` for the listed rollouts alone."""
 SUMMARIES_OF_JOB = SUMMARIES.where(rollouts.c.job == bindparam("job"))

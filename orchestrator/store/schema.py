@@ -95,8 +95,9 @@ calls = Table(
     Column("started_at", Double, nullable=False),
     Column("finished_at", Double, nullable=False),
     Column("charged", Boolean, nullable=False),
-    UniqueConstraint("rollout_id", "key"),
+    UniqueConstraint("key", "rollout_id"),
 )
+"""`key` leads its index: a batch looks its calls up by key alone."""
 
 evidence = Table(
     "evidence",

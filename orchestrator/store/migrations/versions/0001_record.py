@@ -60,7 +60,7 @@ def _calls() -> None:
         sa.Column("started_at", sa.Double, nullable=False),
         sa.Column("finished_at", sa.Double, nullable=False),
         sa.Column("charged", sa.Boolean, nullable=False),
-        sa.UniqueConstraint("rollout_id", "key", name="uq_calls_rollout_id_key"),
+        sa.UniqueConstraint("key", "rollout_id", name="uq_calls_key_rollout_id"),
     )
 
 
