@@ -1,24 +1,12 @@
-"""The in-box agent's file: content-addressed copies, so that an upgrade never changes the program of a live box."""
+"""Copies of the in-box agent, named by content, so that an upgrade never changes the program of a live box."""
 
 import hashlib
 import os
-import platform
 import shutil
 import tempfile
 from pathlib import Path
 
-import sandbox_images
 from orchestrator.errors import Misconfigured
-
-ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
-
-
-def built_agent() -> Path:
-    """What the package's build compiled for this machine. Raises Misconfigured for a machine we build none for."""
-    machine = platform.machine().lower()
-    if machine not in ARCHITECTURES:
-        raise Misconfigured(f"no in-box agent for {machine}: boxes run on amd64 and arm64")
-    return Path(sandbox_images.__file__).parent / "agent" / "bin" / f"tiltyard-agent-linux-{ARCHITECTURES[machine]}"
 
 
 def install_agent(source: Path, state_dir: Path) -> Path:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.agent.config import RUN_DIR, AgentConfig
 from orchestrator.errors import Misconfigured
 from orchestrator.interfaces import SandboxSpec
 from orchestrator.models import JsonValue, SandboxId
@@ -13,7 +14,6 @@ from orchestrator.repos.workspace import OverlayVolume, Workspace
 LABEL_PREFIX = "tiltyard."
 ROLE = "tiltyard.role"
 """box | setup | task-image. Containers inherit their image's labels, so that each kind says what it is."""
-RUN_DIR = "/run/tiltyard"
 AGENT_PATH = "/tiltyard-agent"
 CONFIG_NAME = "config.json"
 HOME = "/home/agent"
@@ -120,6 +120,19 @@ RESERVED_FOLDERS = frozenset(
 def box_environment(image: Mapping[str, str]) -> dict[str, str]:
     """The environment of commands: what the image declares, ours over it, nothing of this machine."""
     return {"PATH": DEFAULT_PATH, **image, **FIXED_ENVIRONMENT}
+
+
+def agent_config(plan: BoxPlan) -> AgentConfig:
+    """What the box's agent is told. Grader boxes alone may run a command as the agent itself."""
+    return AgentConfig(
+        uid_base=plan.workspace.uid_base,
+        uid_count=plan.workspace.uid_count,
+        workspace=plan.spec.workdir,
+        home=HOME,
+        mode="one_uid" if one_uid(plan.workspace) else "split",
+        allow_root_exec=plan.spec.grader,
+        env=box_environment(plan.image_environment),
+    )
 
 
 def volume_name(sandbox_id: SandboxId) -> str:

@@ -1,0 +1,269 @@
+"""Makes and unmakes boxes on this machine's Docker engine."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from orchestrator.agent.binary import agent_binary
+from orchestrator.agent.client import AgentClient
+from orchestrator.agent.config import RUN_DIR, AgentConfig
+from orchestrator.backends.docker.agent_binary import install_agent
+from orchestrator.backends.docker.ends import classify_end
+from orchestrator.backends.docker.engine import ContainerState, Engine
+from orchestrator.backends.docker.finish import finish
+from orchestrator.backends.docker.seccomp import profile
+from orchestrator.backends.docker.settings import DockerSettings, engine_socket
+from orchestrator.backends.docker.spec import (
+    CONFIG_NAME,
+    ROLE,
+    BoxPlan,
+    agent_config,
+    check_spec,
+    container_name,
+    container_spec,
+    owner_labels,
+    volume_name,
+    volume_options,
+)
+from orchestrator.errors import Misconfigured, SandboxDead, SandboxError, SandboxLost, StartFailed, TiltyardError
+from orchestrator.interfaces import Capacity, OwnedSandbox, Sandbox, SandboxSpec, Scope
+from orchestrator.models import SandboxId
+from orchestrator.repos.workspace import OverlayVolume, Workspaces
+
+log = logging.getLogger(__name__)
+
+SOCKET_NAME = "agent.sock"
+WORKSPACE_TRIES = 10
+WORKSPACE_PAUSE_S = 0.2
+"""The kernel may hold a box's mounts for a moment after its last process died."""
+END_GRACE_S = 3.0
+"""From an agent's last word to the engine's note of its end: milliseconds, more where the machine swaps or the box dies of memory."""
+START_LOOK_S = 0.5
+"""How often a start that takes long is checked for a box that ended at once."""
+
+
+class DockerBackend:
+    """Implements `orchestrator.interfaces.SandboxBackend`; owner of its engine connections: `async with`.
+
+    `workspaces` stays its maker's. Boxes live on after `aclose()`: they are destroyed one by one, or attached to by the next process.
+    """
+
+    name = "docker"
+    scope = Scope.HOST
+
+    def __init__(self, settings: DockerSettings, workspaces: Workspaces) -> None:
+        self._settings = settings
+        self._workspaces = workspaces
+        self._engine = Engine(engine_socket(settings), timeout_s=settings.request_timeout_s)
+        self._slots = asyncio.Semaphore(settings.start_slots)
+        self._labels = {**owner_labels(settings.deployment, settings.host_id), ROLE: "box"}
+        self._making: dict[SandboxId, float] = {}
+
+    async def __aenter__(self) -> Self:
+        """Raises Misconfigured when the engine cannot give what is set (C26), EngineUnavailable."""
+        try:
+            await self._check_engine()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Idempotent."""
+        await self._engine.aclose()
+
+    async def create(self, sandbox_id: SandboxId, spec: SandboxSpec, *, deadline: float) -> Sandbox:
+        """See SandboxBackend. Whatever fails, the caller's cancellation included, nothing of the box is left behind."""
+        check_spec(sandbox_id, spec)
+        if sandbox_id in self._making:
+            raise StartFailed(f"box {sandbox_id} is being made already")
+        self._making[sandbox_id] = time.time()
+        try:
+            async with asyncio.timeout_at(deadline), self._slots:
+                return await self._make(sandbox_id, spec, deadline)
+        except TimeoutError:
+            raise StartFailed("the box did not come up in time; the machine may be busy: try again") from None
+        finally:
+            del self._making[sandbox_id]
+
+    async def attach(self, sandbox_id: SandboxId) -> Sandbox:
+        """A box made earlier. Raises SandboxLost, SandboxDead, EngineUnavailable."""
+        state = await self._own(sandbox_id)
+        if state is None or not state.running:
+            raise await self._blame(state)
+        return self._client(sandbox_id, state.mounts[RUN_DIR])
+
+    async def destroy(self, sandbox_id: SandboxId) -> None:
+        """Idempotent, also beside others; begun, it goes to its end. Raises EngineUnavailable, SandboxError (still busy: try again)."""
+        await finish(self._remove(sandbox_id))
+
+    async def owned(self) -> Sequence[OwnedSandbox]:
+        """Every box of this deployment and host that left a container, a workspace, or both. Raises EngineUnavailable."""
+        found = {name: OwnedSandbox(id=name, created_at=at, running=False) for name, at in self._making.items()}
+        for name in await self._workspaces.owned():
+            found.setdefault(name, OwnedSandbox(id=name, created_at=await self._made_at(name), running=False))
+        for entry in await self._engine.containers(self._labels):
+            name = SandboxId(entry.labels["tiltyard.sandbox"])
+            found[name] = OwnedSandbox(id=name, created_at=entry.created_at, running=entry.running)
+        return [found[name] for name in sorted(found)]
+
+    async def capacity(self) -> Capacity:
+        """What all boxes together may be promised."""
+        memory_mib = self._settings.memory_limit_mib or await asyncio.to_thread(three_quarters_of_memory_mib)
+        return Capacity(memory_mib=memory_mib, boxes=self._settings.max_boxes, start_slots=self._settings.start_slots)
+
+    async def _check_engine(self) -> None:
+        facts = await self._engine.facts()
+        if self._settings.runtime not in facts.runtimes:
+            raise Misconfigured(
+                f"the engine has no runtime {self._settings.runtime!r} (it has: {', '.join(facts.runtimes)}): "
+                "add it to /etc/docker/daemon.json, or set another"
+            )
+        if any("name=userns" in option or "name=rootless" in option for option in facts.security_options):
+            raise Misconfigured("the engine remaps users (userns-remap or rootless): workspaces would belong to nobody")
+
+    async def _make(self, sandbox_id: SandboxId, spec: SandboxSpec, deadline: float) -> Sandbox:
+        image = await self._engine.image(spec.image)
+        if image is None:
+            raise Misconfigured(f"the engine has no image {spec.image!r}; nothing is pulled while tasks run")
+        agent = await asyncio.to_thread(self._install_agent)
+        now = time.time()
+        expires_at = now + self._settings.lifetime_s
+        workspace = await self._workspaces.prepare(sandbox_id, spec.template, spec.limits, expires_at=expires_at)
+        plan = BoxPlan(
+            sandbox_id=sandbox_id,
+            spec=spec,
+            workspace=workspace,
+            image_id=image.id,
+            image_environment=image.environment,
+            agent=agent,
+            seccomp=profile(),
+            deployment=self._settings.deployment,
+            host_id=self._settings.host_id,
+            runtime=self._settings.runtime,
+            created_at=now,
+            expires_at=expires_at,
+        )
+        try:
+            return await self._start(plan, deadline)
+        except SandboxLost as error:
+            await finish(self._abandon(sandbox_id))
+            raise StartFailed(f"the box did not start: {error.message}") from error
+        except BaseException:
+            await finish(self._abandon(sandbox_id))
+            raise
+
+    async def _start(self, plan: BoxPlan, deadline: float) -> Sandbox:
+        await asyncio.to_thread(_write_config, plan.workspace.agent_dir, agent_config(plan))
+        mount = plan.workspace.workspace_mount
+        if isinstance(mount, OverlayVolume):
+            labels = {**self._labels, "tiltyard.sandbox": plan.sandbox_id}
+            await self._engine.create_volume(volume_name(plan.sandbox_id), volume_options(mount), labels)
+        container = await self._engine.create(container_name(plan.sandbox_id), container_spec(plan))
+        await self._engine.start(container)
+        return await self._ready(plan, container, deadline)
+
+    async def _ready(self, plan: BoxPlan, container: str, deadline: float) -> Sandbox:
+        """The box, once its agent answers; a box that ended at once is not waited for."""
+        client = self._client(plan.sandbox_id, plan.workspace.agent_dir)
+        answering = asyncio.create_task(client.wait_ready(deadline=deadline))
+        try:
+            while not (await asyncio.wait({answering}, timeout=START_LOOK_S))[0]:
+                state = await self._engine.inspect(container)
+                if state is None or not state.running:
+                    raise StartFailed(f"the box ended at its start, with status {state.exit_code if state else '?'}")
+            await answering
+        except BaseException:
+            answering.cancel()
+            await asyncio.wait({answering})
+            await client.aclose()
+            raise
+        return client
+
+    def _client(self, sandbox_id: SandboxId, agent_dir: Path) -> AgentClient:
+        try:
+            return AgentClient(sandbox_id, agent_dir / SOCKET_NAME, explain_loss=lambda: self._explain_loss(sandbox_id))
+        except ValueError as error:
+            raise Misconfigured("the state folder's path is too long for a unix socket below it") from error
+
+    async def _explain_loss(self, sandbox_id: SandboxId) -> TiltyardError:
+        """Why a box does not answer. The agent's silence comes a moment before the engine knows of its end."""
+        try:
+            own = await self._own(sandbox_id)
+            if own is not None and own.running:
+                with suppress(TimeoutError):
+                    own = await self._engine.wait_exit(own.id, deadline=time.monotonic() + END_GRACE_S)
+            return await self._blame(own)
+        except SandboxError as error:
+            return error
+
+    async def _blame(self, state: ContainerState | None) -> SandboxDead | SandboxLost:
+        outside = state is not None and await self._engine.killed_from_outside(state.id, state.started_at)
+        return classify_end(state, killed_from_outside=outside)
+
+    async def _own(self, sandbox_id: SandboxId) -> ContainerState | None:
+        """The box's container; None when there is none, or one of that name that is not ours."""
+        state = await self._engine.inspect(container_name(sandbox_id))
+        if state is None or any(state.labels.get(key) != value for key, value in self._labels.items()):
+            return None
+        return state
+
+    async def _remove(self, sandbox_id: SandboxId) -> None:
+        """Container, then volume, then workspace: each holds the one before it."""
+        own = await self._own(sandbox_id)
+        if own is not None:
+            await self._engine.remove(own.id)
+        for volume in await self._engine.volumes({**self._labels, "tiltyard.sandbox": sandbox_id}):
+            await self._engine.remove_volume(volume)
+        await self._remove_workspace(sandbox_id)
+
+    async def _remove_workspace(self, sandbox_id: SandboxId) -> None:
+        for left in reversed(range(WORKSPACE_TRIES)):
+            try:
+                await self._workspaces.remove(sandbox_id)
+            except SandboxError:
+                if not left:
+                    raise
+                await asyncio.sleep(WORKSPACE_PAUSE_S)
+            else:
+                return
+
+    async def _abandon(self, sandbox_id: SandboxId) -> None:
+        """Remove what a failed start left; what cannot be removed now is the sweeper's, who finds it by name."""
+        try:
+            await self._remove(sandbox_id)
+        except TiltyardError as error:
+            log.error("box %s is left behind after a failed start: %s", sandbox_id, error.message)
+
+    async def _made_at(self, sandbox_id: SandboxId) -> float:
+        """Of a box without a container: 0.0 where not even its folder is left."""
+        folder = self._settings.state_dir / "boxes" / sandbox_id
+        try:
+            return (await asyncio.to_thread(folder.stat)).st_mtime
+        except OSError:
+            return 0.0
+
+    def _install_agent(self) -> Path:
+        return install_agent(self._settings.agent_binary or agent_binary(), self._settings.state_dir)
+
+
+def _write_config(agent_dir: Path, config: AgentConfig) -> None:
+    (agent_dir / CONFIG_NAME).write_bytes(config.to_json())
+
+
+def three_quarters_of_memory_mib() -> int:
+    """Of the machine, from /proc/meminfo: the rest is for the engine, the server and the page cache."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 3 // 4 // 1024
+    raise Misconfigured("/proc/meminfo names no MemTotal: set memory_limit_mib")
