@@ -19,6 +19,7 @@ from orchestrator.cli.demo.tasks import HISTORY, IMAGE, NEW, Source, fetch_sourc
 from orchestrator.cli.tokens import entry
 from orchestrator.cli.wiring import engine
 from orchestrator.settings import Settings
+from orchestrator.telemetry import SecretRegistry, configure_logging
 from tool_gateway.auth import new_token
 
 MEASURE_S = 600.0
@@ -33,6 +34,13 @@ def run(settings: Settings) -> int:
 
 async def _demo(settings: Settings, console: Console) -> int:
     folder = settings.deployment_dir / "demo"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "demo.log").open("a", encoding="utf-8") as log:
+        configure_logging(SecretRegistry(), level=settings.log_level, stream=log)
+        return await _play(settings, console, folder)
+
+
+async def _play(settings: Settings, console: Console, folder: Path) -> int:
     columns = (TextColumn("{task.description:38}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         step = progress.add_task("fetching the releases", total=1)

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 
 from orchestrator.errors import GraderError, TiltyardError
 from orchestrator.interfaces import Sandbox, SandboxBackend, SandboxSpec, Template
-from orchestrator.models import CallKey, Epoch, JobId, Limits, OpId, RolloutKey, SandboxId, TraceId
+from orchestrator.models import CallKey, Epoch, JobId, Limits, OpId, PendingCall, RolloutKey, SandboxId, TraceId
 from orchestrator.operations import Exec, ExecResult, OperationResult, Put, PutResult
 
 RUN_TIMEOUT_S = 240.0
+MAX_OUTPUT_BYTES = 512 * 1024
+"""What the agent keeps of one stream at most."""
 SUMMARY = re.compile(r"^(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS) (\S.*)$")
 
 
@@ -61,8 +63,10 @@ async def _run(box: Sandbox, files: Mapping[str, str], tests: Sequence[str], dea
     if not isinstance(put, PutResult):
         raise GraderError(f"measuring: the files did not unpack: {put}")
     command = ("python3", "-m", "pytest", "-q", "-rA", "--tb=no", "-p", "no:cacheprovider", *tests)
-    run = Exec(argv=command, timeout_s=RUN_TIMEOUT_S, output_limit_bytes=1_000_000)
-    return read_outcomes(await box.run(run, op_id=OpId(call=CallKey("run"), number=0), deadline=deadline))
+    run = Exec(argv=command, timeout_s=RUN_TIMEOUT_S, output_limit_bytes=MAX_OUTPUT_BYTES)
+    key = CallKey("run")
+    header = PendingCall(key=key, sequence=1, tool="measure", arguments={}, operations=0)
+    return read_outcomes(await box.run(run, op_id=OpId(call=key, number=0), deadline=deadline, call=header))
 
 
 def read_outcomes(result: OperationResult) -> dict[str, str]:
