@@ -5,10 +5,13 @@ import os
 import re
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import structlog
 
 from orchestrator.errors import Misconfigured, StartFailed
 from orchestrator.interfaces import Template
@@ -17,6 +20,8 @@ from orchestrator.models import SandboxId
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,99}")
 BOXES = "boxes"
 RECORD = "box.json"
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,11 +125,21 @@ def names_below(boxes: Path, paths: "list[Path] | tuple[Path, ...]") -> set[Sand
 
 def remove_tree(folder: Path) -> None:
     """Remove `folder` whole; symlinks are not followed, folders without rights are opened up first. Idempotent. Raises OSError."""
-    shutil.rmtree(folder, onerror=_open_up_and_retry)
+    if sys.version_info >= (3, 12):
+        shutil.rmtree(folder, onexc=_open_up_and_retry)
+    else:
+        shutil.rmtree(folder, onerror=lambda function, path, info: _open_up_and_retry(function, path, info[1]))
 
 
-def _open_up_and_retry(function: Callable[..., object], path: str, info: tuple[type, BaseException, object]) -> None:
-    error = info[1]
+def try_remove_tree(folder: Path) -> None:
+    """`remove_tree`, where a leftover is worth a warning and no more: without root, a killed set-up leaves files of its own root's."""
+    try:
+        remove_tree(folder)
+    except OSError as error:
+        log.warning("leftover_stays", folder=str(folder), error=error.strerror)
+
+
+def _open_up_and_retry(function: Callable[..., object], path: str, error: BaseException) -> None:
     if isinstance(error, FileNotFoundError):
         return
     if not isinstance(error, PermissionError):

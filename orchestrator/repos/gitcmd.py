@@ -51,6 +51,7 @@ _CONFIG = {
 }
 
 _LOGGED_CHARACTERS = 600
+_LONGEST_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,13 +85,18 @@ def attempt(
         from git.exc import GitCommandNotFound
     except ImportError as error:
         raise Misconfigured("git was not found: install it (apt-get install git)") from error
-    left_s = deadline - time.monotonic()
+    left_s = min(deadline - time.monotonic(), _LONGEST_S)
     if left_s <= 0:
         raise _too_slow(arguments)
-    environment = {**_ENVIRONMENT, **_config_variables(config or {}), **(extra_environment or {})}
+    environment = {
+        **_ENVIRONMENT,
+        "GIT_CEILING_DIRECTORIES": str(folder.parent),  # a broken repository is an error, never the one around it
+        **_config_variables(config or {}),
+        **(extra_environment or {}),
+    }
     try:
         status, stdout, stderr = Git(str(folder)).execute(
-            _command(arguments, inherited_to_drop(os.environ, environment)),
+            _command(folder, arguments, inherited_to_drop(os.environ, environment)),
             with_extended_output=True,
             with_exceptions=False,
             stdout_as_string=False,
@@ -181,12 +187,15 @@ def inherited_to_drop(inherited: Iterable[str], ours: Mapping[str, str]) -> tupl
     return tuple(sorted(name for name in inherited if name.startswith("GIT_") and name not in ours))
 
 
-def _command(arguments: tuple[str, ...], drop: tuple[str, ...]) -> list[str]:
-    """git, killed with the thread that waits for it, without the variables to drop."""
+def _command(folder: Path, arguments: tuple[str, ...], drop: tuple[str, ...]) -> list[str]:
+    """git in `folder`, killed with the thread that waits for it, without the variables to drop.
+
+    `-C` beside the working folder: GitPython falls back to this process's own when it cannot enter it.
+    """
     command = ["setpriv", "--pdeathsig", "KILL", "--", "env"]
     for name in drop:
         command += ["-u", name]
-    command.append("git")
+    command += ["git", "-C", str(folder)]
     for key, value in _CONFIG.items():
         command += ["-c", f"{key}={value}"]
     return [*command, *arguments]

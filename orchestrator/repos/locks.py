@@ -18,13 +18,26 @@ _POLL_S = 0.05
 
 
 class NamedLocks:
-    """One `anyio.Lock` per name, for as long as somebody holds or awaits it."""
+    """One lock per name among this process's tasks, for as long as somebody holds or awaits it."""
 
     def __init__(self) -> None:
         self._locks: weakref.WeakValueDictionary[str, anyio.Lock] = weakref.WeakValueDictionary()
 
     def __getitem__(self, name: str) -> anyio.Lock:
         return self._locks.setdefault(name, anyio.Lock())
+
+    @asynccontextmanager
+    async def holding(self, name: str, *, deadline: float, what: str) -> AsyncIterator[None]:
+        """Hold the lock of `name`. Raises RepositoryError when `deadline` (monotonic) passes first."""
+        lock = self[name]
+        with anyio.move_on_after(max(deadline - time.monotonic(), 0)) as waiting:
+            await lock.acquire()
+        if waiting.cancelled_caught:
+            raise _under_way(what)
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 @contextmanager
@@ -47,11 +60,15 @@ async def file_lock(path: Path, *, deadline: float, what: str) -> AsyncIterator[
     try:
         while not _try(fd):
             if time.monotonic() >= deadline:
-                raise RepositoryError(f"{what} is still under way in another call or process: try again later")
+                raise _under_way(what)
             await anyio.sleep(_POLL_S)
         yield
     finally:
         os.close(fd)
+
+
+def _under_way(what: str) -> RepositoryError:
+    return RepositoryError(f"{what} is still under way in another call or process: try again later")
 
 
 def _opened(path: Path) -> int:

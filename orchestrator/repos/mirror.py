@@ -27,13 +27,17 @@ _KEPT = "refs/tiltyard/commits/"
 _FETCH = ("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance")
 
 
+PARALLEL = 8
+"""Fetches at once; a slow server holds its place until its caller's deadline."""
+
+
 class Mirrors:
     """The mirrors of one cache."""
 
     def __init__(self, cache: CacheFolders) -> None:
         self._folders = cache
         self._locks = NamedLocks()
-        self._limiter = CapacityLimiter(4)
+        self._limiter = CapacityLimiter(PARALLEL)
 
     async def pin(self, source: Source, revision: str, *, deadline: float) -> str:
         """The full name of the commit that `revision` (a SHA, a tag, an abbreviated SHA) means.
@@ -56,7 +60,10 @@ class Mirrors:
     async def _locked(self, source: Source, deadline: float) -> AsyncIterator[None]:
         lock = self._folders.mirror_lock(source.key)
         what = f"fetching repository {source.name}"
-        async with self._locks[source.key], file_lock(lock, deadline=deadline, what=what):
+        async with (
+            self._locks.holding(source.key, deadline=deadline, what=what),
+            file_lock(lock, deadline=deadline, what=what),
+        ):
             yield
 
     def _ensure(self, source: Source, sha: str, deadline: float) -> Path:
@@ -78,14 +85,14 @@ class Mirrors:
     def _init(self, mirror: Path, key: str, deadline: float) -> None:
         self._folders.make()
         for leftover in self._folders.leftovers(key):
-            folders.remove_tree(leftover)
+            folders.try_remove_tree(leftover)
         fresh = self._folders.fresh(key)
         try:
             fresh.mkdir()
             gitcmd.run(fresh, "init", "--quiet", "--bare", "--template=", deadline=deadline)
             fresh.rename(mirror)
         finally:
-            folders.remove_tree(fresh)
+            folders.try_remove_tree(fresh)
 
     def _fetch_commit(self, mirror: Path, source: Source, sha: str, deadline: float) -> None:
         kept = _KEPT + sha

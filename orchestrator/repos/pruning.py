@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,17 +65,19 @@ def sweep(cache: CacheFolders) -> None:
         key = leftover.name.partition(".")[0]
         with try_file_lock(cache.template_lock(key)) as template, try_file_lock(cache.mirror_lock(key)) as mirror:
             if template and mirror:
-                folders.remove_tree(leftover)
+                folders.try_remove_tree(leftover)
 
 
 def entries(cache: CacheFolders) -> Iterator[CacheEntry]:
-    """Everything cached, with its size and last use."""
+    """Everything cached, with its size and last use; what vanishes meanwhile is passed over."""
     for folder in (cache.root / "templates").glob("*"):
-        used_at = folder.stat().st_mtime
-        yield CacheEntry(kind="template", key=folder.name, size_bytes=stored.size_bytes(folder), used_at=used_at)
+        with suppress(FileNotFoundError):
+            used_at, size = folder.stat().st_mtime, stored.size_bytes(folder)
+            yield CacheEntry(kind="template", key=folder.name, size_bytes=size, used_at=used_at)
     for folder in (cache.root / "mirrors").glob("*.git"):
-        used_at, size = folder.stat().st_mtime, folders.disk_usage_bytes(folder)
-        yield CacheEntry(kind="mirror", key=folder.stem, size_bytes=size, used_at=used_at)
+        with suppress(FileNotFoundError):
+            used_at, size = folder.stat().st_mtime, folders.disk_usage_bytes(folder)
+            yield CacheEntry(kind="mirror", key=folder.stem, size_bytes=size, used_at=used_at)
 
 
 def _evict(cache: CacheFolders, entry: CacheEntry, grace_s: float) -> bool:
@@ -83,9 +86,9 @@ def _evict(cache: CacheFolders, entry: CacheEntry, grace_s: float) -> bool:
     folder = cache.template(entry.key) if template else cache.mirror(entry.key)
     lock = cache.template_lock(entry.key) if template else cache.mirror_lock(entry.key)
     with try_file_lock(lock) as held:
-        if not held or time.time() - folder.stat().st_mtime < grace_s:
+        if not held or not folder.exists() or time.time() - folder.stat().st_mtime < grace_s:
             return False
         doomed = cache.fresh(entry.key)
         folder.rename(doomed)
-        folders.remove_tree(doomed)
+        folders.try_remove_tree(doomed)
     return True

@@ -168,6 +168,8 @@ def _why(error: OSError | subprocess.SubprocessError) -> str:
         return "a folder or a program (mkfs.ext4, unshare) is missing; `tiltyard doctor` says which"
     if isinstance(error, OSError):
         name = errno.errorcode.get(error.errno or 0, "unknown error")
+        if error.errno in (errno.EPERM, errno.EACCES, errno.ENOSYS):
+            return f"{name}: this root may not mount (a container?), or the kernel is older than 5.19; see `tiltyard doctor`"
         return f"{name}: the host's disk is full" if error.errno == errno.ENOSPC else f"{name} ({error.strerror})"
     stderr = getattr(error, "stderr", None) or b""
     return "mkfs.ext4 failed: " + stderr.decode("utf-8", "replace").strip()[-200:]

@@ -31,7 +31,7 @@ from orchestrator.repos.threads import finish
 from orchestrator.repos.workspace import check_state_dir
 
 PARALLEL = 4
-"""Blocking jobs at once; sealing is bound by the processor."""
+"""Blocking jobs of builds at once; sealing is bound by the processor. What is built already waits for none of them."""
 _REMEMBERED = 64
 """Templates kept in memory with their manifests."""
 
@@ -84,7 +84,7 @@ class TemplateCache:
 
         Raises RepositoryError, LeakFound, Misconfigured; whatever the resolver and the set-up runner raise.
         """
-        source = parse_source(task.repo)
+        source = await finish(None, parse_source, task.repo)
         if task.history not in seal.HISTORIES:
             raise Misconfigured(f"history {task.history!r}: use one of {', '.join(seal.HISTORIES)}")
         image = await self._images.image_id(task.image)
@@ -116,11 +116,14 @@ class TemplateCache:
     @asynccontextmanager
     async def _locked(self, key: str, deadline: float) -> AsyncIterator[None]:
         what = "building the template"
-        async with self._locks[key], file_lock(self._folders.template_lock(key), deadline=deadline, what=what):
+        async with (
+            self._locks.holding(key, deadline=deadline, what=what),
+            file_lock(self._folders.template_lock(key), deadline=deadline, what=what),
+        ):
             yield
 
     async def _found(self, plan: Plan) -> Template | None:
-        template = await finish(self._limiter, self._load, plan.key)
+        template = await finish(None, self._load, plan.key)
         if template is None:
             return None
         if not template.image:
@@ -169,7 +172,7 @@ class TemplateCache:
         except OSError as error:
             raise _building_failed(error) from error
         finally:
-            await finish(self._limiter, folders.remove_tree, build)
+            await finish(self._limiter, folders.try_remove_tree, build)
         log.info(
             "template_built",
             key=plan.key,
@@ -199,7 +202,7 @@ class TemplateCache:
         """Under the key's lock: whatever else is being built under it was left by a killed process."""
         self._folders.make()
         for leftover in self._folders.leftovers(key):
-            folders.remove_tree(leftover)
+            folders.try_remove_tree(leftover)
         build.mkdir(mode=0o700)
 
     def _publish(self, plan: Plan, build: Path, image: str | None, manifest: Manifest, lowers: tuple[str, ...]) -> None:

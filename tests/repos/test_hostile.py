@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.repos import gitcmd
 from orchestrator.repos.fakes import FakeImages, FakeSetup
 from orchestrator.repos.gitcmd import inherited_to_drop
 from orchestrator.repos.templates import TemplateCache
@@ -169,6 +170,13 @@ def test_variables_that_would_redirect_git_are_dropped(
     assert victim.git("rev-parse", "HEAD") == head
     assert victim.git("status", "--porcelain") == ""
     assert list(canary.parent.iterdir()) == []
+
+
+def test_a_folder_that_is_no_repository_is_never_taken_for_the_one_around_it(origin: Origin, tmp_path: Path) -> None:
+    inside = origin.repo.path / "src"
+    assert Repo(inside).git("rev-parse", "--show-toplevel") == origin.path  # plain git does
+    for folder in (inside, tmp_path / "absent"):
+        assert gitcmd.attempt(folder, "rev-parse", "HEAD", deadline=soon()).status != 0
 
 
 def test_only_foreign_git_variables_are_dropped() -> None:

@@ -16,7 +16,7 @@ from orchestrator.errors import RepositoryError, StartFailed
 from orchestrator.operations import Manifest, ManifestFile, ManifestSymlink
 from orchestrator.repos import layers, loops, manifests, mounts, uids
 from orchestrator.repos.fakes import FakeImages
-from orchestrator.repos.locks import file_lock, try_file_lock
+from orchestrator.repos.locks import NamedLocks, file_lock, try_file_lock
 from orchestrator.repos.lru import CacheEntry, choose_evictions
 from orchestrator.repos.threads import finish
 from orchestrator.repos.uids import UidRegistry
@@ -77,6 +77,21 @@ async def test_a_file_lock_keeps_others_out_until_their_deadline(tmp_path: Path)
             assert not held
     with try_file_lock(path) as held:
         assert held
+
+
+@pytest.mark.anyio
+async def test_a_named_lock_is_held_by_one_task_and_waited_for_until_the_deadline() -> None:
+    locks = NamedLocks()
+
+    async def hold(name: str, seconds: float) -> None:
+        async with locks.holding(name, deadline=soon(seconds), what="work"):
+            pass
+
+    async with locks.holding("a", deadline=soon(), what="work"):
+        with pytest.raises(RepositoryError, match="work is still under way"):
+            await asyncio.create_task(hold("a", 0.05))
+        await asyncio.create_task(hold("b", 60))
+    await asyncio.create_task(hold("a", 60))
 
 
 @pytest.mark.anyio
