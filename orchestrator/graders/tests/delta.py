@@ -39,7 +39,7 @@ TEST_DIRECTORIES = frozenset({"test", "tests", "testing"})
 _INI = frozenset({"pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml"})
 _CUSTOMIZE = frozenset({"sitecustomize.py", "usercustomize.py"})
 _STEERS = re.compile(
-    r"(?<![\w-])(-p\s*[\"']?\w|--deselect|--ignore|--co\b|--collect-only|--confcutdir|--rootdir|-k\b|-m\b|--lf\b|--ff\b)"
+    r"(?<![\w-])(-p[\s\"',]*\w|--deselect|--ignore|--co\b|--collect-only|--confcutdir|--rootdir|-k\b|-m\b|--lf\b|--ff\b)"
     r"|^\s*(python_files|python_functions|python_classes|norecursedirs|required_plugins|pythonpath)\s*=",
     re.MULTILINE,
 )

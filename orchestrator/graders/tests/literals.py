@@ -139,15 +139,24 @@ def _swapped(parts: list[str]) -> Iterator[list[str]]:
 
 
 def _sequence(node: ast.List | ast.Tuple | ast.Set) -> Iterator[ast.expr]:
+    """Words in another order are as likely as in the first; a number is, next to itself."""
+    reordered = list(_reordered(node))
+    words = all(isinstance(value_of(element), str | bytes) for element in node.elts)
+    if words:
+        yield from reordered
+    for index in _spread(len(node.elts)):
+        for other in _candidates(node.elts[index]):
+            yield _with_elements(node, [*node.elts[:index], other, *node.elts[index + 1 :]])
+    if not words:
+        yield from reordered
+    if len(node.elts) > 2:
+        yield _with_elements(node, node.elts[:-1])
+
+
+def _reordered(node: ast.List | ast.Tuple | ast.Set) -> Iterator[ast.expr]:
     elements = node.elts
-    for index in _spread(len(elements)):
-        for other in _candidates(elements[index]):
-            yield _with_elements(node, [*elements[:index], other, *elements[index + 1 :]])
     for index in range(min(len(elements) - 1, 3)):
-        swapped = [*elements[:index], elements[index + 1], elements[index], *elements[index + 2 :]]
-        yield _with_elements(node, swapped)
-    if len(elements) > 2:
-        yield _with_elements(node, elements[:-1])
+        yield _with_elements(node, [*elements[:index], elements[index + 1], elements[index], *elements[index + 2 :]])
 
 
 def _with_elements(node: ast.List | ast.Tuple | ast.Set, elements: list[ast.expr]) -> ast.expr:
