@@ -113,7 +113,7 @@ class FakeBackend:
             raise StartFailed(bad.message)
         slow = self.faults.of(SlowStart, number, sandbox_id)
         needed_s = slow.seconds if slow else 0.0
-        if self.faults.of(NeverStarts, number, sandbox_id) or needed_s > left_s:
+        if self.faults.of(NeverStarts, number, sandbox_id) or needed_s >= left_s:
             await asyncio.sleep(left_s)
             raise StartFailed(f"box {sandbox_id} did not answer in time")
         await asyncio.sleep(needed_s)

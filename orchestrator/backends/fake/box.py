@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.backends.fake import files, moves
 from orchestrator.backends.fake.faults import DiesLater, died
-from orchestrator.backends.fake.machine import Machine
+from orchestrator.backends.fake.machine import UID_COUNT, Machine
 from orchestrator.backends.fake.places import Places
 from orchestrator.backends.fake.tree import Dir, File, Refusal, Tree
-from orchestrator.errors import AgentProtocolError, ReplayDiverged, SandboxDead, SandboxLost, StaleLease
+from orchestrator.errors import AgentProtocolError, ReplayDiverged, RolloutClosed, SandboxDead, SandboxLost, StaleLease
 from orchestrator.interfaces import Lease, SandboxSpec
 from orchestrator.models import CallKey, Epoch, OpId, PendingCall, RolloutKey, SandboxId
 from orchestrator.operations import (
@@ -21,6 +21,8 @@ from orchestrator.operations import (
     Edit,
     Exec,
     ExecResult,
+    Failure,
+    FailureCode,
     Freeze,
     FreezeResult,
     Get,
@@ -141,7 +143,7 @@ class FakeBox:
     # Lease
 
     def lease(self, rollout: RolloutKey, epoch: Epoch) -> Lease:
-        """Raises StaleLease."""
+        """Raises StaleLease, SandboxLost (leased to another rollout)."""
         if self._lease is not None:
             self._fence(rollout, epoch)
         self._lease = (rollout, epoch)
@@ -152,9 +154,9 @@ class FakeBox:
 
     def _fence(self, rollout: RolloutKey, epoch: Epoch) -> None:
         if self._lease is None:
-            raise StaleLease("the box has not been leased")
+            raise SandboxLost("the box has not been leased")
         if self._lease[0] != rollout:
-            raise StaleLease("the box is leased to another rollout")
+            raise SandboxLost("the box is leased to another rollout")
         if epoch < self._lease[1]:
             raise StaleLease("a newer epoch holds the box's lease")
 
@@ -197,11 +199,11 @@ class FakeBox:
         if op_id.call in self._tombstones:
             raise ReplayDiverged(f"call {op_id.call} was acknowledged: its operations never run again")
         if self._frozen:
-            raise refused_frozen()
+            raise RolloutClosed("the box is frozen: nothing new runs in it")
         entry = self._calls.get(op_id.call)
         known = len(entry.operations) if entry else 0
-        if op_id.number != known or (op_id.number == 0) != (call is not None):
-            raise AgentProtocolError(f"operation {known} of the call comes next; operation 0 carries the call's header")
+        if op_id.number != known:
+            raise AgentProtocolError(f"operation {known} of the call comes next, not {op_id.number}")
         if entry is None and call is not None:
             entry = self._calls[op_id.call] = _Call(call)
         assert entry is not None
@@ -211,7 +213,7 @@ class FakeBox:
         if isinstance(op, Note):
             return NoteResult(data=op.data)
         if isinstance(op, Exec):
-            return self.machine().start(op, extra_s=extra_s)
+            return _forbidden(op, self.spec) or self.machine().start(op, extra_s=extra_s)
         try:
             return _file_operation(self.tree(), self.places, op)
         except Refusal as refusal:
@@ -274,6 +276,14 @@ _FILE_OPERATIONS: dict[type, Callable[..., OperationResult]] = {
 }
 
 
+def _forbidden(op: Exec, spec: SandboxSpec) -> Failure | None:
+    if op.principal == "trusted":
+        refusal = None if spec.grader else "this box runs no trusted commands"
+    else:
+        refusal = None if op.principal < UID_COUNT else f"this box has {UID_COUNT} principals"
+    return Failure(code=FailureCode.PERMISSION, message=refusal) if refusal else None
+
+
 def _file_operation(tree: Tree, places: Places, op: Operation) -> OperationResult:
     return _FILE_OPERATIONS[type(op)](tree, places, op)
 
@@ -286,7 +296,3 @@ def _move(tree: Tree, places: Places, op: Put | Get | Delta) -> OperationResult:
             return moves.get(tree, places, op)
         case Delta():
             return moves.delta(tree, places, op)
-
-
-def refused_frozen() -> ReplayDiverged:
-    return ReplayDiverged("the box is frozen: nothing new runs in it")

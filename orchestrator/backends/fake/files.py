@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 
 from orchestrator.backends.fake.places import Places, named
@@ -123,7 +124,7 @@ def edit(tree: Tree, places: Places, op: Edit) -> EditResult:
 
 def list_folder(tree: Tree, places: Places, op: List) -> ListResult:
     parts = places.readable(op.path)
-    found = [_entry(named(op.path, name), node) for name, node in _inside(_folder(tree, parts), op.depth)]
+    found = [_listed(named(op.path, name), node) for name, node in _inside(_folder(tree, parts), op.depth)]
     found.sort(key=lambda entry: entry.path.encode("utf-8", "surrogateescape"))
     return ListResult(entries=tuple(found[: op.limit]), truncated=len(found) > op.limit)
 
@@ -134,6 +135,18 @@ def _inside(folder: Dir, depth: int, prefix: str = "") -> Iterator[tuple[str, No
         yield prefix + name, node
         if depth > 1 and isinstance(node, Dir) and name != ".git":
             yield from _inside(node, depth - 1, f"{prefix}{name}/")
+
+
+def _listed(path: str, node: Node) -> Entry:
+    """A name that is not UTF-8 is escaped, and what it names is nothing to work with."""
+    text = printable(path)
+    entry = _entry(text, node)
+    return entry if text == path else replace(entry, kind="other")
+
+
+def printable(path: str) -> str:
+    """The path itself, or with the bytes that are not UTF-8 as `\\xff`."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _entry(path: str, node: Node) -> Entry:
@@ -161,7 +174,7 @@ def glob(tree: Tree, places: Places, op: Glob) -> GlobResult:
 def _files(folder: Dir) -> Iterator[tuple[str, File]]:
     """Regular files below, outside `.git`, by relative path in byte order."""
     for name, node in below(folder):
-        if isinstance(node, File) and ".git" not in name.split("/"):
+        if isinstance(node, File) and ".git" not in name.split("/") and printable(name) == name:
             yield name, node
 
 

@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import Literal
 
-from orchestrator.backends.fake.files import regular
+from orchestrator.backends.fake.files import printable, regular
 from orchestrator.backends.fake.places import Places
 from orchestrator.backends.fake.tree import Dir, File, Node, Refusal, Symlink, Tree, below, shown
 from orchestrator.operations import (
@@ -145,11 +145,12 @@ def _sha256(file: File) -> str:
 
 
 def _change(path: str, node: Node, kind: Literal["added", "modified"]) -> Change:
-    if isinstance(node, File):
+    text = printable(path)
+    if isinstance(node, File) and text == path:
         return Change(
             path=path, kind=kind, type="file", mode=node.mode, size_bytes=node.size_bytes, sha256=_sha256(node)
         )
-    return Change(path=path, kind=kind, type="symlink" if isinstance(node, Symlink) else "other")
+    return Change(path=text, kind=kind, type="symlink" if isinstance(node, Symlink) and text == path else "other")
 
 
 def _deletions(here: dict[str, Node], manifest: Manifest, ignore: tuple[str, ...]) -> Iterator[Change]:

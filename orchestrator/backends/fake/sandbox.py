@@ -4,12 +4,15 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from orchestrator.backends.fake.box import FakeBox
+from orchestrator.backends.fake.box import HOST_OWN, FakeBox
 from orchestrator.backends.fake.faults import Faults, Lies, LostReply, ReplyLost, SlowExec
-from orchestrator.errors import AgentProtocolError, SandboxLost, StaleLease
+from orchestrator.errors import AgentProtocolError, SandboxLost
 from orchestrator.interfaces import Lease
 from orchestrator.models import CallKey, Epoch, OpId, PendingCall, RolloutKey, SandboxId
-from orchestrator.operations import ExecResult, Freeze, Operation, OperationResult
+from orchestrator.operations import Exec, ExecResult, Failure, FailureCode, Freeze, Operation, OperationResult, Write
+
+MAX_CARRIED_BYTES = 3 * 1024 * 1024
+"""What of an operation fits into a body of 4 MiB as base64."""
 
 
 class FakeSandbox:
@@ -37,6 +40,12 @@ class FakeSandbox:
         self, op: Operation, *, op_id: OpId, deadline: float, call: PendingCall | None = None
     ) -> OperationResult:
         """See `Sandbox.run`. Raises also what was ordered: ReplyLost, AgentProtocolError."""
+        if (call is None) != (op_id.number != 0) and not isinstance(op, HOST_OWN):
+            raise ValueError("operation 0 of a call carries its header, and no other one does")
+        if deadline <= time.monotonic():
+            raise TimeoutError("the time for this operation is over")
+        if _size_bytes(op) > MAX_CARRIED_BYTES:
+            return Failure(code=FailureCode.TOO_LARGE, message="an operation carries at most 4 MiB, as base64")
         await self._reach()
         rollout, epoch = self._lease()
         before = self._box.begun
@@ -64,7 +73,7 @@ class FakeSandbox:
 
     def _lease(self) -> tuple[RolloutKey, Epoch]:
         if self._held is None:
-            raise StaleLease("take the box's lease before its operations")
+            raise SandboxLost("take the box's lease before its operations")
         return self._held
 
     def _spoil(self, operation: int) -> None:
@@ -82,3 +91,7 @@ class FakeSandbox:
             self._box.reach()
             raise SandboxLost(f"box {self.id} ended while a command ran in it")
         return running.result()
+
+
+def _size_bytes(op: Operation) -> int:
+    return len(op.stdin) if isinstance(op, Exec) else len(op.data) if isinstance(op, Write) else 0

@@ -1,0 +1,46 @@
+"""Checks that a backend of ours is known not to pass, each with its reason. A gap that passes fails the run, until it is taken off."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+NO_KERNEL = "the fake backend runs no programs: there is no kernel, process, network or /proc to look at"
+NO_IMAGES = "the fake backend has no images: any name will do"
+
+_NEEDS_A_KERNEL = (
+    "isolation/loopback-works",
+    "isolation/no-network-interface",
+    "isolation/metadata-service-is-out-of-reach",
+    "isolation/the-world-is-out-of-reach",
+    "isolation/the-machine-is-out-of-reach",
+    "isolation/own-processes-are-seen",
+    "isolation/processes-of-the-machine-are-not-seen",
+    "isolation/own-socket-can-be-connected-to",
+    "isolation/no-socket-leads-out",
+    "isolation/posture-can-be-read",
+    "isolation/commands-have-no-capabilities",
+    "isolation/no-new-privileges-and-a-filter",
+    "isolation/ordinary-system-calls-work",
+    "isolation/dangerous-system-calls-are-refused",
+    "isolation/own-folders-are-writable",
+    "isolation/the-rest-is-read-only",
+    "isolation/harmless-kernel-files-are-readable",
+    "isolation/telling-kernel-files-are-masked",
+    "isolation/only-harmless-devices",
+    "isolation/the-agents-memory-is-out-of-reach",
+    "isolation/the-agents-files-are-out-of-reach",
+    "isolation/boxes-do-not-share-memory-or-processes",
+    "isolation/hostname-tells-nothing",
+    "limits/processes-below-the-limit-start",
+    "limits/processes-above-the-limit-do-not-start",
+    "limits/fork-bomb-is-survived",
+    "limits/memory-below-the-limit-can-be-used",
+    "limits/memory-above-the-limit-kills-the-command",
+    "limits/background-flood-does-not-fill-the-agent",
+    "limits/processor-time-is-limited",
+    "limits/descriptors-and-core-files-are-limited",
+)
+_FAKE: Mapping[str, str] = {**dict.fromkeys(_NEEDS_A_KERNEL, NO_KERNEL), "life/missing-image-is-refused": NO_IMAGES}
+_DOCKER: Mapping[str, str] = {}
+
+GAPS: Mapping[str, Mapping[str, str]] = MappingProxyType({"fake": _FAKE, "docker": _DOCKER})
+"""By the backend's name; a backend that is not named has none."""

@@ -1,0 +1,336 @@
+"""What a box keeps from the machine, from its neighbours and from its own agent."""
+
+import asyncio
+import os
+import secrets
+import socket
+import sys
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+from orchestrator.conformance import expect, probes
+from orchestrator.conformance.model import Group
+from orchestrator.conformance.rig import Box, Rig
+
+GROUP = Group("isolation")
+
+METADATA = ("169.254.169.254 80", "fd00:ec2::254 80", "100.100.100.200 80", "::ffff:169.254.169.254 80")
+ABROAD = ("8.8.8.8 53", "1.1.1.1 443", "2001:4860:4860::8888 53", "10.0.0.1 80", "172.17.0.1 2375", "192.168.0.1 80")
+NAMES = ("example.com 80", "metadata.google.internal 80", "host.docker.internal 80")
+SYSTEM_CALLS = (
+    *("io_uring_setup", "bpf", "perf_event_open", "userfaultfd", "keyctl", "add_key", "fsopen", "move_mount"),
+    *("pivot_root", "setns", "open_by_handle_at", "init_module", "kexec_load", "pidfd_getfd", "mount", "unshare"),
+)
+MASKED = ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/sched_debug", "/sys/firmware", "/proc/kallsyms")
+SWITCHES = (
+    "/proc/sys/kernel/core_pattern",
+    "/proc/sysrq-trigger",
+    "/sys/kernel/uevent_helper",
+    "/proc/sys/vm/drop_caches",
+)
+AGENT_FILES = ("/proc/1/environ", "/proc/1/mem", "/proc/1/maps", "/proc/1/fd", "/proc/1/root", "/proc/1/cwd/etc")
+AGENT_STATE = ("/run/tiltyard/state", "/run/tiltyard/state/journal", "/run/tiltyard/trusted/secret")
+DEVICES = frozenset(
+    {"null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "shm", "mqueue"}
+    | {"fd", "stdin", "stdout", "stderr", "core", "console"}
+)
+
+
+@GROUP.positive()
+async def loopback_works(rig: Rig) -> None:
+    """Programs of a box can speak to each other over 127.0.0.1."""
+    expect.equal(await (await rig.box()).python(probes.LOOPBACK), "hello\n1", "what came over TCP and UDP")
+
+
+@GROUP.negative(control=loopback_works)
+async def no_network_interface(rig: Rig) -> None:
+    """There is no interface but the loopback."""
+    names = set((await (await rig.box()).python(probes.INTERFACES)).split())
+    expect.equal(sorted(name for name in names if name not in ("lo", "sit0", "tunl0", "ip6tnl0")), [], "interfaces")
+
+
+@GROUP.negative(control=loopback_works)
+async def metadata_service_is_out_of_reach(rig: Rig) -> None:
+    """The clouds' metadata addresses cannot be reached, over IPv4, IPv6 or mapped."""
+    await _unreachable(await rig.box(), METADATA)
+
+
+@GROUP.negative(control=loopback_works)
+async def the_world_is_out_of_reach(rig: Rig) -> None:
+    """Neither the internet nor private ranges can be reached, by TCP or UDP, and no name resolves."""
+    box = await rig.box()
+    await _unreachable(box, (*ABROAD, *NAMES))
+    sent = [line for line in (await box.python(probes.SEND, *ABROAD)).splitlines() if line.endswith(" sent")]
+    expect.equal(sent, [], "addresses that datagrams leave for")
+
+
+@GROUP.negative(control=loopback_works)
+async def the_machine_is_out_of_reach(rig: Rig) -> None:
+    """A server that listens on every address of this machine cannot be reached from a box."""
+    with closing(socket.create_server(("", 0))) as server:
+        port = server.getsockname()[1]
+        await _unreachable(
+            await rig.box(), [f"{address} {port}" for address in ("127.0.0.1", *_own_addresses())], "refused"
+        )
+
+
+def _own_addresses() -> list[str]:
+    found = socket.getaddrinfo(socket.gethostname(), None, family=socket.AF_INET)
+    return sorted({str(info[4][0]) for info in found})
+
+
+async def _unreachable(box: Box, targets: "list[str] | tuple[str, ...]", *also: str) -> None:
+    lines = (await box.python(probes.CONNECT, *targets)).splitlines()
+    expect.equal(len(lines), len(targets), "answers of the probe")
+    good = {"unreachable", "unresolved", *also}
+    expect.equal([line for line in lines if line.rpartition(" ")[2] not in good], [], "addresses that answer")
+
+
+@GROUP.positive()
+async def a_boxs_own_files_are_seen(rig: Rig) -> None:
+    """The probe for files sees one that is there."""
+    box = await rig.box()
+    expect.equal(await box.text("echo here > /tmp/own; cat /tmp/own; rm /tmp/own"), "here\n", "the file")
+
+
+@GROUP.negative(control=a_boxs_own_files_are_seen)
+async def files_of_the_machine_are_not_seen(rig: Rig) -> None:
+    """A file of this machine exists in no box, by its own name or through /proc."""
+    canary = secrets.token_hex(16)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "canary")
+        await asyncio.to_thread(path.write_text, canary)
+        box = await rig.box()
+        for seen in (str(path), f"/proc/1/root{path}", f"/proc/self/root{path}", f"/host{path}", f"/mnt{path}"):
+            result = await box.sh(f"cat '{seen}'")
+            expect.that(result.exit_code != 0 and canary.encode() not in result.stdout.head, f"no {seen}")
+
+
+@GROUP.positive()
+async def own_processes_are_seen(rig: Rig) -> None:
+    """The probe for processes sees the box's own."""
+    lines = (await (await rig.box()).python(probes.PROCESSES)).splitlines()
+    expect.that(any("python3" in line for line in lines), "the probe among the processes")
+
+
+@GROUP.negative(control=own_processes_are_seen)
+async def processes_of_the_machine_are_not_seen(rig: Rig) -> None:
+    """No process of this machine shows in a box's /proc, this suite's own least of all."""
+    marker = secrets.token_hex(16)
+    program = "import sys; sys.stdin.read()"
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, marker, stdin=pipe)
+    try:
+        seen = await (await rig.box()).python(probes.PROCESSES)
+        expect.that(marker not in seen, "no process of this machine")
+        expect.that(len(seen.splitlines()) < 40, "only a box's few processes")
+    finally:
+        await process.communicate(b"")
+
+
+@GROUP.positive()
+async def own_socket_can_be_connected_to(rig: Rig) -> None:
+    """The probe for sockets finds one that a command made."""
+    box = await rig.box()
+    maker = (
+        "import socket, time; s = socket.socket(socket.AF_UNIX); s.bind('/tmp/own.sock'); s.listen(); time.sleep(20)"
+    )
+    pid = (await box.text(f'python3 -I -c "{maker}" >/dev/null 2>&1 & echo $!; sleep 0.5')).strip()
+    found = await box.python(probes.SOCKETS)
+    await box.text(f"kill -9 {pid}; rm -f /tmp/own.sock")
+    expect.equal(found, "/tmp/own.sock", "sockets that answer")  # noqa: S108  (in the box)
+
+
+@GROUP.negative(control=own_socket_can_be_connected_to)
+async def no_socket_leads_out(rig: Rig) -> None:
+    """No unix socket in the box answers a command: not the agent's, no engine's."""
+    box = await rig.box()
+    expect.equal(await box.python(probes.SOCKETS), "", "sockets that answer")
+    expect.equal((await box.sh("test -e /var/run/docker.sock")).exit_code, 1, "the engine's socket")
+
+
+@GROUP.positive()
+async def a_command_knows_its_user(rig: Rig) -> None:
+    """`id` works, and says the same each time."""
+    box = await rig.box()
+    first = await box.text("id -u")
+    expect.that(first.strip().isdigit(), "a number")
+    expect.equal(await box.text("id -u"), first, "the user, asked again")
+
+
+@GROUP.negative(control=a_command_knows_its_user)
+async def commands_are_not_root(rig: Rig) -> None:
+    """Commands run as an unprivileged user and group."""
+    ids = (await (await rig.box()).text("id -u; id -g")).split()
+    expect.that("0" not in ids, f"neither user nor group 0, found {ids}")
+
+
+@GROUP.positive()
+async def posture_can_be_read(rig: Rig) -> None:
+    """The probe for privileges reads nine lines of a command's and its child's status."""
+    lines = (await (await rig.box()).python(probes.STATUS)).splitlines()
+    expect.equal([len(line.split()) for line in lines], [9, 9], "fields")
+
+
+@GROUP.negative(control=posture_can_be_read)
+async def commands_have_no_capabilities(rig: Rig) -> None:
+    """No capability is effective, permitted, inheritable or ambient, in a command or its child."""
+    for line in (await (await rig.box()).python(probes.STATUS)).splitlines():
+        uid, gid, inheritable, permitted, effective, _, ambient, _, _ = line.split()
+        expect.that("0" not in (uid, gid), "another user than root")
+        held = {int(value, 16) for value in (inheritable, permitted, effective, ambient)}
+        expect.equal(held, {0}, "capabilities held")
+
+
+@GROUP.negative(control=posture_can_be_read)
+async def no_new_privileges_and_a_filter(rig: Rig) -> None:
+    """`no_new_privs` is set and a seccomp filter is on, in a command and its child."""
+    for line in (await (await rig.box()).python(probes.STATUS)).splitlines():
+        expect.equal(line.split()[-2:], ["1", "2"], "NoNewPrivs and Seccomp")
+
+
+@GROUP.positive()
+async def ordinary_system_calls_work(rig: Rig) -> None:
+    """The probe for system calls can tell one that is allowed."""
+    found = await (await rig.box()).python(probes.SYSCALLS, "getpid")
+    expect.that("getpid allowed" in found.splitlines(), "getpid to be allowed")
+
+
+@GROUP.negative(control=ordinary_system_calls_work)
+async def dangerous_system_calls_are_refused(rig: Rig) -> None:
+    """What kernels were broken by is refused: io_uring, bpf, keyrings, mounts, namespaces, AF_ALG, AF_VSOCK."""
+    lines = (await (await rig.box()).python(probes.SYSCALLS, *SYSTEM_CALLS)).splitlines()
+    expect.equal(len(lines), len(SYSTEM_CALLS) + 2, "answers of the probe")
+    expect.equal([line for line in lines if line.endswith("allowed")], [], "calls that are allowed")
+
+
+@GROUP.positive()
+async def own_folders_are_writable(rig: Rig) -> None:
+    """The probe for writable folders finds workspace, home and /tmp."""
+    found = (await (await rig.box()).python(probes.TOP_LEVEL)).split()
+    for folder in (rig.spec.workdir, "/tmp"):  # noqa: S108  (in the box)
+        expect.that(folder in found, f"{folder} among the writable folders")
+
+
+@GROUP.negative(control=own_folders_are_writable)
+async def the_rest_is_read_only(rig: Rig) -> None:
+    """Nothing else of the file system can be written."""
+    found = (await (await rig.box()).python(probes.TOP_LEVEL)).split()
+    ours = (rig.spec.workdir, "/tmp", "/home/agent")  # noqa: S108  (in the box)
+    others = [folder for folder in found if not any(folder == own or folder.startswith(own + "/") for own in ours)]
+    expect.equal(others, [], "other writable folders")
+
+
+@GROUP.positive()
+async def harmless_kernel_files_are_readable(rig: Rig) -> None:
+    """The probe for readable files can tell one."""
+    found = await (await rig.box()).python(probes.READABLE, "/proc/self/status", "/proc/1/status")
+    expect.that("/proc/self/status" in found.split(), "/proc/self/status to be readable")
+
+
+@GROUP.negative(control=harmless_kernel_files_are_readable)
+async def telling_kernel_files_are_masked(rig: Rig) -> None:
+    """Files that tell of the kernel's memory, keys and firmware are empty or closed; its switches cannot be written."""
+    box = await rig.box()
+    found = (await box.python(probes.READABLE, *(path for path in MASKED if path != "/sys/firmware"))).split()
+    expect.equal(found, [], "readable files")
+    expect.equal((await box.text("ls -A /sys/firmware 2>/dev/null || true")).split(), [], "/sys/firmware")
+    expect.equal(await box.python(probes.WRITABLE, *SWITCHES), "", "writable switches")
+
+
+@GROUP.negative(control=harmless_kernel_files_are_readable)
+async def only_harmless_devices(rig: Rig) -> None:
+    """/dev holds the few devices that programs need, and no disk, memory or hypervisor."""
+    names = (await (await rig.box()).text("ls /dev")).split()
+    expect.that("null" in names, "/dev/null")
+    expect.equal(sorted(set(names) - DEVICES), [], "other devices")
+
+
+@GROUP.negative(control=harmless_kernel_files_are_readable)
+async def the_agents_memory_is_out_of_reach(rig: Rig) -> None:
+    """Environment, memory, descriptors and root of PID 1 cannot be read, and it cannot be traced."""
+    box = await rig.box()
+    expect.equal(await box.python(probes.READABLE, *AGENT_FILES), "", "readable files of PID 1")
+    expect.equal(await box.python(probes.PTRACE), "refused", "tracing PID 1")
+
+
+@GROUP.negative(control=a_boxs_own_files_are_seen)
+async def the_agents_files_are_out_of_reach(rig: Rig) -> None:
+    """Commands can neither read the agent's journal nor write into its folders."""
+    box = await rig.box()
+    for path in AGENT_STATE:
+        result = await box.sh(f"ls {path} && cat {path}")
+        expect.that(result.exit_code not in (0, 127), f"{path} to be closed")
+    for folder in ("/run/tiltyard", "/run/tiltyard/state", "/run/tiltyard/trusted"):
+        result = await box.sh(f"test -d /run/tiltyard || exit 126; echo x > {folder}/probe")
+        expect.that(result.exit_code not in (0, 126), f"{folder} to be there and closed to writing")
+
+
+@GROUP.positive()
+async def own_processes_can_be_signalled(rig: Rig) -> None:
+    """A command may kill what it started."""
+    expect.equal(await (await rig.box()).text("sleep 20 & kill -9 $! && echo killed"), "killed\n", "output")
+
+
+@GROUP.negative(control=own_processes_can_be_signalled)
+async def the_agent_cannot_be_signalled(rig: Rig) -> None:
+    """PID 1 takes no signal from commands, and answers on."""
+    async with rig.own_box() as box:
+        for signal in ("KILL", "TERM", "STOP", "SEGV", "HUP"):
+            result = await box.sh(f"kill -{signal} 1")
+            expect.that(result.exit_code not in (0, 127), f"kill -{signal} 1 to be refused")
+        await box.alive()
+
+
+@GROUP.negative(control=own_processes_can_be_signalled)
+async def killing_everything_spares_the_agent(rig: Rig) -> None:
+    """`kill -9 -1` ends the box's commands, not its agent."""
+    async with rig.own_box() as box:
+        await box.sh("kill -9 -1; sleep 0.1")
+        await box.alive()
+
+
+@GROUP.negative(control=a_boxs_own_files_are_seen)
+async def boxes_do_not_share_files(rig: Rig) -> None:
+    """What one box writes to workspace, home, /tmp or shared memory is in no other."""
+    box = await rig.box()
+    mark = secrets.token_hex(8)
+    places = (rig.spec.workdir, "/tmp", "/home/agent")  # noqa: S108  (in the box)
+    await box.text("; ".join(f"echo x > {place}/{mark}" for place in places))
+    async with rig.own_box() as other:
+        for place in places:
+            expect.equal((await other.sh(f"test -e {place}/{mark}")).exit_code, 1, f"{place}/{mark} in another box")
+        await other.alive()
+
+
+@GROUP.negative(control=own_processes_are_seen)
+async def boxes_do_not_share_memory_or_processes(rig: Rig) -> None:
+    """Processes, POSIX shared memory and message queues of one box are in no other."""
+    box = await rig.box()
+    mark = secrets.token_hex(8)
+    made = (await box.python(probes.SHARED_MEMORY, mark, "make")).split()
+    await box.text(f"sleep 20.{int(mark[:6], 16)} & true")
+    async with rig.own_box() as other:
+        seen = (await other.python(probes.SHARED_MEMORY, mark, "look")).split()
+        expect.that("0" in made, "shared memory to be usable in the first box")
+        expect.equal(seen, ["none", "none"], "shared memory and queues in another box")
+        expect.that(
+            f"20.{int(mark[:6], 16)}" not in await other.python(probes.PROCESSES), "no process of the other box"
+        )
+
+
+@GROUP.positive()
+async def boxes_have_users_of_their_own(rig: Rig) -> None:
+    """Two boxes do not share a user, so that neither's limits count for the other."""
+    box = await rig.box()
+    async with rig.own_box() as other:
+        first, second = await box.text("id -u"), await other.text("id -u")
+    expect.that(first != second, f"two users, found {first.strip()} twice")
+
+
+@GROUP.positive()
+async def hostname_tells_nothing(rig: Rig) -> None:
+    """A box does not carry the machine's name."""
+    name = (await (await rig.box()).text("cat /proc/sys/kernel/hostname")).strip()
+    expect.that(name and name != os.uname().nodename, "another name than the machine's")
