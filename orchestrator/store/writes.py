@@ -181,8 +181,9 @@ def _attach(ledger: Ledger, write: AttachSandbox) -> Binding:
 
 def _adopt(ledger: Ledger, write: Adopt) -> Binding:
     standing = ledger.owned(write.binding)
-    epoch = Epoch(standing.binding.epoch + 1)
-    return _change(standing, replace(standing.binding, host=write.host, epoch=epoch, touched_at=write.now))
+    old = standing.binding
+    now = max(write.now, old.touched_at)
+    return _change(standing, replace(old, host=write.host, epoch=Epoch(old.epoch + 1), touched_at=now))
 
 
 def _close(ledger: Ledger, write: Close) -> Binding:
