@@ -1,6 +1,7 @@
 """A live box for tests: leased, with one call per command."""
 
 import itertools
+import secrets
 import time
 from dataclasses import dataclass, field
 
@@ -15,6 +16,8 @@ class Box:
 
     sandbox: Sandbox
     _numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
+    _prefix: str = field(default_factory=lambda: secrets.token_hex(4))
+    """Another `Box` over the same sandbox makes other calls."""
 
     async def lease(self, epoch: int = 1) -> None:
         rollout = RolloutKey(job=JobId("job"), trace_id=TraceId(f"trace-{self.sandbox.id}"))
@@ -22,7 +25,7 @@ class Box:
 
     async def run(self, op: Operation, *, timeout_s: float = 30.0) -> OperationResult:
         number = next(self._numbers)
-        key = CallKey(f"call{number}")
+        key = CallKey(f"{self._prefix}-{number}")
         header = PendingCall(key=key, sequence=number, tool="shell", arguments={}, operations=1)
         return await self.sandbox.run(
             op, op_id=OpId(call=key, number=0), deadline=time.monotonic() + timeout_s, call=header

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.backends.docker.backend import DockerBackend
-from orchestrator.backends.docker.settings import DockerSettings
+from orchestrator.backends.docker.engine import Engine
+from orchestrator.backends.docker.settings import DEFAULT_SOCKET, DockerSettings
 from orchestrator.interfaces import SandboxSpec
 from orchestrator.models import Limits, SandboxId
 from orchestrator.repos.workspace import make_workspaces
@@ -55,6 +56,14 @@ async def backend(settings: DockerSettings, state_dir: Path) -> AsyncIterator[Do
             await made.destroy(box.id)
         assert not left, "a test left boxes behind"
         assert not await made.owned()
+
+
+@pytest.fixture(scope="module")
+async def engine() -> AsyncIterator[Engine]:
+    """A look at the engine beside the backend's own."""
+    made = Engine(DEFAULT_SOCKET, timeout_s=60)
+    yield made
+    await made.aclose()
 
 
 async def open_box(backend: DockerBackend, *, image: str = IMAGE, **limits: float) -> Box:

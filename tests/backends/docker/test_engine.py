@@ -26,13 +26,6 @@ SLEEPER: dict[str, JsonValue] = {
 
 
 @pytest.fixture
-async def engine() -> AsyncIterator[Engine]:
-    made = Engine(DEFAULT_SOCKET, timeout_s=30)
-    yield made
-    await made.aclose()
-
-
-@pytest.fixture
 async def name(engine: Engine) -> AsyncIterator[str]:
     made = f"tiltyard-test-{secrets.token_hex(6)}"
     yield made

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.backends.docker import base_images
 from orchestrator.backends.docker.engine import Engine
 from orchestrator.backends.docker.images import DockerImages
-from orchestrator.backends.docker.settings import DEFAULT_SOCKET, DockerSettings
+from orchestrator.backends.docker.settings import DockerSettings
 from orchestrator.errors import EngineUnavailable, Misconfigured, RepositoryError
 from tests.needs import needs
 
@@ -52,13 +52,11 @@ class Setup:
 
 
 @pytest.fixture
-async def setup(tmp_path: Path) -> AsyncIterator[Setup]:
-    engine = Engine(DEFAULT_SOCKET, timeout_s=60)
+async def setup(engine: Engine, tmp_path: Path) -> AsyncIterator[Setup]:
     made = Setup(engine, tmp_path)
     async with made.images:
         yield made
     await engine.remove_image(made.tag)
-    await engine.aclose()
 
 
 def settings(folder: Path, *, deployment: str = "test", socket: str = "") -> DockerSettings:

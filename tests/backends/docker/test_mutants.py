@@ -5,7 +5,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import pytest
 
 from orchestrator.backends.docker.engine import Engine
 from orchestrator.backends.docker.seccomp import profile
-from orchestrator.backends.docker.settings import DEFAULT_SOCKET
 from orchestrator.backends.docker.spec import BoxPlan, container_spec
 from orchestrator.models import SandboxId
 from orchestrator.repos.workspace import HostPath, Workspace
@@ -79,14 +78,12 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 @pytest.fixture
-async def bench(workspace: Workspace) -> AsyncIterator[Bench]:
-    engine = Engine(DEFAULT_SOCKET, timeout_s=60)
+async def bench(engine: Engine, workspace: Workspace) -> Bench:
     image = await engine.image(plans.SPEC.image)
     assert image is not None, "run sandbox_images/build"
     agent = Path(shutil.which("true") or "/bin/true")
     plan = replace(plans.plan(), workspace=workspace, image_id=image.id, agent=agent, seccomp=profile())
-    yield Bench(engine, plan)
-    await engine.aclose()
+    return Bench(engine, plan)
 
 
 def unconfined(body: Any) -> None:

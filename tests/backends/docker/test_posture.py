@@ -10,9 +10,10 @@ import pytest
 
 from orchestrator.backends.docker.backend import DockerBackend
 from orchestrator.backends.docker.engine import Engine
-from orchestrator.backends.docker.settings import DEFAULT_SOCKET
+from orchestrator.backends.docker.settings import DockerSettings
 from tests.backends.docker import posture
 from tests.backends.docker.boxes import Box
+from tests.backends.docker.conftest import Open
 from tests.needs import needs
 
 pytestmark = [pytest.mark.anyio, needs("docker", "root")]
@@ -28,10 +29,8 @@ async def found(shared: Box) -> Mapping[str, Any]:
 
 
 @pytest.fixture(scope="module")
-async def root_pid(shared: Box) -> int:
-    engine = Engine(DEFAULT_SOCKET, timeout_s=30)
+async def root_pid(shared: Box, engine: Engine) -> int:
     state = await engine.inspect(f"tiltyard-{shared.sandbox.id}")
-    await engine.aclose()
     assert state is not None
     return state.pid
 
@@ -68,7 +67,7 @@ async def test_C10_a_box_sees_its_own_processes_only(found: Mapping[str, Any]) -
     assert str(os.getpid()) not in found["processes"] or os.getpid() < 1000
 
 
-async def test_C10_two_boxes_share_no_namespace(found: Mapping[str, Any], opened: Any) -> None:
+async def test_C10_two_boxes_share_no_namespace(found: Mapping[str, Any], opened: Open) -> None:
     other = await opened()
     names = "cgroup ipc mnt net pid uts"
     theirs = (await other.text(f"for n in {names}; do readlink /proc/self/ns/$n; done")).split()
@@ -104,7 +103,7 @@ async def test_C2_a_setuid_program_gives_no_rights(shared: Box) -> None:
 
 
 async def test_C23_nothing_of_the_server_is_in_the_environment(
-    backend: DockerBackend, opened: Any, monkeypatch: pytest.MonkeyPatch
+    backend: DockerBackend, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TILTYARD_TOKEN", SECRET)
     box = await opened()
@@ -115,25 +114,15 @@ async def test_C23_nothing_of_the_server_is_in_the_environment(
     assert "HOME=/home/agent" in everything, "the control: the environment is there to be read"
 
 
-async def test_C16_the_engine_keeps_no_log(shared: Box) -> None:
-    process = os.popen(f"docker inspect --format '{{{{.HostConfig.LogConfig.Type}}}}' tiltyard-{shared.sandbox.id}")
-    assert process.read() == "none\n"
-    process.close()
-
-
-async def test_C25_boxes_run_from_an_image_id(shared: Box) -> None:
-    engine = Engine(DEFAULT_SOCKET, timeout_s=30)
+async def test_C25_boxes_run_from_an_image_id(shared: Box, engine: Engine) -> None:
     state = await engine.inspect(f"tiltyard-{shared.sandbox.id}")
-    await engine.aclose()
     assert state is not None
     assert state.image.startswith("sha256:")
     assert state.runtime == "runc"
 
 
-async def test_labels_say_whose_box_it_is(shared: Box, settings: Any) -> None:
-    engine = Engine(DEFAULT_SOCKET, timeout_s=30)
+async def test_labels_say_whose_box_it_is(shared: Box, engine: Engine, settings: DockerSettings) -> None:
     state = await engine.inspect(f"tiltyard-{shared.sandbox.id}")
-    await engine.aclose()
     assert state is not None
     labels = state.labels
     assert labels["tiltyard.deployment"] == settings.deployment
