@@ -63,7 +63,9 @@ class RootWorkspaces:
         return await finish(self._limiter, self._owned)
 
     async def remove_all_stale(self, keep: Collection[SandboxId]) -> Sequence[SandboxId]:
-        return await remove_stale(self, keep)
+        removed = await remove_stale(self, keep)
+        await finish(self._limiter, self._uids.free_void, self._boxes)
+        return removed
 
     async def usage_bytes(self, sandbox_id: SandboxId) -> int:
         box = folders.box_folder(self._boxes, sandbox_id)

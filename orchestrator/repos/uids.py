@@ -59,6 +59,13 @@ class UidRegistry:
                 if holder == box:
                     (self._folder / str(number)).unlink()
 
+    def free_void(self, boxes: Path) -> None:
+        """Drop the claims of boxes in `boxes` that are gone: left by a process that was killed between a folder and its claim."""
+        with self._locked():
+            for number, holder in self._claims().items():
+                if holder.parent == boxes and not holder.exists():
+                    (self._folder / str(number)).unlink()
+
     def claimed(self) -> dict[Path, UidBlock]:
         """Box folder -> its block, void claims included."""
         with self._locked():

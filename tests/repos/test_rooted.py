@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -322,6 +323,25 @@ async def test_boxes_of_a_killed_process_are_found_by_name_and_swept(
     assert kept.read_text() == "two\n"
     assert set(UidRegistry(tmp_path / "uids").claimed()) == {tmp_path / "state" / "dep" / "boxes" / "alive"}
     assert await after.remove_all_stale(keep=()) == ["alive"]
+
+
+async def test_killed_at_any_moment_whatever_is_left_is_swept(
+    workspaces: RootWorkspaces, origin: Origin, tmp_path: Path, worker: Callable[..., Popen[str]]
+) -> None:
+    seed = random.randrange(10**6)
+    print("seed", seed)
+    moments = random.Random(seed)
+    places = (tmp_path / "state", tmp_path / "uids", tmp_path / "cache")
+    for _ in range(5):
+        process = worker("churn", *places, origin.path, origin.middle)
+        assert line_of(process) == "ready"
+        await asyncio.sleep(moments.uniform(0.0, 0.1))
+        process.kill()
+        process.wait()
+        await workspaces.remove_all_stale(keep=())
+        assert await workspaces.owned() == []
+        assert traces(tmp_path) == []
+        assert os.listdir(tmp_path / "uids") == []
 
 
 async def test_another_deployment_is_never_touched(

@@ -69,6 +69,21 @@ async def prepare(state: str, registry: str, root: str, repo: str, sha: str, *na
     signal.pause()
 
 
+async def churn(state: str, registry: str, root: str, repo: str, sha: str) -> None:
+    """Make and remove boxes until killed, so that the kill falls anywhere."""
+    cache = TemplateCache(Path(root), setup=FakeSetup(), images=FakeImages())
+    template = await cache.template(make_task(repo, sha), deadline=time.monotonic() + 60)
+    workspaces = RootWorkspaces(Path(state), "dep", registry=Path(registry))
+
+    async def one(name: SandboxId) -> None:
+        while True:
+            await workspaces.prepare(name, template, Limits(disk_mib=16, inodes=1000))
+            await workspaces.remove(name)
+
+    say("ready")
+    await asyncio.gather(*(one(SandboxId(name)) for name in ("a", "b", "c")))
+
+
 async def plain(state: str, root: str, repo: str, sha: str) -> None:
     """The whole path without root."""
 
@@ -87,7 +102,7 @@ async def plain(state: str, root: str, repo: str, sha: str) -> None:
     say(str(await workspaces.owned()))
 
 
-VERBS = {verb.__name__: verb for verb in (build, hang_in_setup, fetch, claim, prepare, plain)}
+VERBS = {verb.__name__: verb for verb in (build, hang_in_setup, fetch, claim, prepare, churn, plain)}
 
 if __name__ == "__main__":
     asyncio.run(VERBS[sys.argv[1]](*sys.argv[2:]))
