@@ -1,0 +1,46 @@
+"""The backends that the suite runs over in tests: name -> what it needs, and how one is made."""
+
+import asyncio
+import secrets
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.backends.docker.backend import DockerBackend
+from orchestrator.backends.docker.settings import DockerSettings
+from orchestrator.backends.fake import FakeBackend
+from orchestrator.interfaces import SandboxBackend
+from orchestrator.repos.workspace import make_workspaces
+
+
+@asynccontextmanager
+async def fake() -> AsyncIterator[SandboxBackend]:
+    backend = FakeBackend()
+    yield backend
+    await backend.world.aclose()
+
+
+@asynccontextmanager
+async def docker() -> AsyncIterator[SandboxBackend]:
+    """In a deployment and folder of its own. The folder's path is short: the agents' sockets lie below it."""
+    deployment = f"conformance-{secrets.token_hex(3)}"
+    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="ty-"))
+    settings = DockerSettings(
+        deployment=deployment, host_id="test", state_dir=folder / deployment, memory_limit_mib=8192
+    )
+    async with DockerBackend(settings, make_workspaces(folder, deployment)) as backend:
+        yield backend
+    await asyncio.to_thread(shutil.rmtree, folder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    name: str
+    needs: tuple[str, ...]
+    make: Callable[[], AbstractAsyncContextManager[SandboxBackend]]
+
+
+ROWS = (Row(name="fake", needs=(), make=fake), Row(name="docker", needs=("docker", "root"), make=docker))
