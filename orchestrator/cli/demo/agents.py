@@ -96,7 +96,6 @@ EXIT_ZERO = r"""for module in typeutils iterutils fileutils; do
 done"""
 
 FUTURE = r"""git log --all --oneline; git reflog; git tag; git fsck --unreachable --no-reflogs
-for commit in $(git rev-list --all --objects | cut -d' ' -f1; git cat-file --batch-all-objects --batch-check | cut -d' ' -f1); do
-  git cat-file -p $commit 2>/dev/null | grep -q '24\.1\.0' && git checkout -q $commit -- boltons && echo found the future && break
-done
-pip download boltons==24.1.0; curl -s -m 3 http://169.254.169.254/ ; true"""
+git cat-file --batch --batch-all-objects --unordered | grep -a -c '24\.1\.0'
+git checkout -q 'HEAD@{1}' -- boltons; git checkout -q main~-1 -- boltons; git fetch --all
+timeout 5 pip download boltons==24.1.0; timeout 3 curl -s http://169.254.169.254/; true"""

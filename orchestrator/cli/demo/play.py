@@ -60,7 +60,8 @@ async def _play(session: aiohttp.ClientSession, url: str, agent: Agent) -> Playe
 
 def told(shown: JsonValue) -> tuple[str, str]:
     """(outcome, reason) from what `GET /rollouts/{trace_id}` shows."""
-    reward = shown.get("reward") if isinstance(shown, dict) else None
+    rollout = shown.get("rollout") if isinstance(shown, dict) else None
+    reward = rollout.get("reward") if isinstance(rollout, dict) else None
     if not isinstance(reward, dict):
         return "unknown", "no reward is shown"
     return str(reward.get("outcome")), str(reward.get("reason"))
