@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from orchestrator.errors import StoreError, TiltyardError
@@ -81,23 +81,21 @@ class Writer:
                 return
 
     async def _serve(self, engine: AsyncEngine, batch: list[_Waiter]) -> None:
-        """Commit `batch`. Rows that the database refuses are found by committing each write alone: one must not fail its neighbours."""
+        """Commit `batch`. A write that cannot be stored is found by committing each alone: it must not fail its neighbours."""
         if not batch:
             return
         try:
             outcomes = await _commit(engine, [waiter.write for waiter in batch])
         except OperationalError as error:  # locked, full, damaged: true of every write
             _fail(batch, StoreError(words(error)), error)
-        except DBAPIError as error:
-            await self._serve_refused(engine, batch, error)
         except TiltyardError as error:
             _fail(batch, error, None)
-        except Exception as error:  # noqa: BLE001 - told to every waiter; the writer must outlive it
-            _fail(batch, StoreError(words(error)), error)
+        except Exception as error:  # noqa: BLE001 - one write's row or value; the writer must outlive it
+            await self._serve_refused(engine, batch, error)
         else:
             _resolve(batch, outcomes)
 
-    async def _serve_refused(self, engine: AsyncEngine, batch: list[_Waiter], error: DBAPIError) -> None:
+    async def _serve_refused(self, engine: AsyncEngine, batch: list[_Waiter], error: Exception) -> None:
         if len(batch) == 1:
             _fail(batch, StoreError(words(error)), error)
             return

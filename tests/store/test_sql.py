@@ -10,6 +10,7 @@ from orchestrator.models import (
     CallKey,
     Epoch,
     JobId,
+    Reward,
     RolloutKey,
     RolloutState,
     SandboxId,
@@ -138,6 +139,18 @@ async def test_a_sequence_that_is_taken_fails_its_own_write_alone(store: SqlStor
     )
     assert [type(one) for one in done] == [type(None), StoreError, type(None)]
     assert [one.sequence for one in await store.calls(rollout())] == [1, 2, 3]
+
+
+async def test_a_score_that_is_no_number_fails_its_own_write_alone(store: SqlStore) -> None:
+    one, other = [await store.bind(rollout(n), TASK, HOST) for n in range(2)]
+    done = await asyncio.gather(
+        store.put_reward(one, reward(one.rollout, float("nan"))),
+        store.put_reward(other, reward(other.rollout)),
+        return_exceptions=True,
+    )
+    assert [type(each) for each in done] == [StoreError, Reward]
+    assert await store.reward(one.rollout) is None
+    assert await store.put_reward(one, reward(one.rollout)) == reward(one.rollout)
 
 
 async def test_the_first_evidence_and_reward_stay(store: SqlStore) -> None:
