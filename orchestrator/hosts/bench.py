@@ -64,26 +64,30 @@ class HostBench:
 
     @asynccontextmanager
     async def fresh_box(self) -> AsyncIterator[GraderBox]:
-        """One at a time. Raises StartFailed, HostFull, RepositoryError; GraderError for a second one beside the first."""
+        """One at a time; the second one of a grade is for a run that failed to end, and has no other test run beside it.
+
+        Raises StartFailed, HostFull, RepositoryError; GraderError for a second one beside the first.
+        """
         if self._in_use:
             raise GraderError("a grader may have one fresh box at a time")
         self._in_use = True
+        number = next(self._numbers)
         try:
-            async with self._box() as sandbox:
-                yield _Box(sandbox, CallKey(f"grade-{next(self._numbers)}"))
+            async with self._box(alone=number > 1) as sandbox:
+                yield _Box(sandbox, CallKey(f"grade-{number}"))
         finally:
             self._in_use = False
 
     @asynccontextmanager
-    async def _box(self) -> AsyncIterator[Sandbox]:
+    async def _box(self, *, alone: bool) -> AsyncIterator[Sandbox]:
         warm = await self._warm()
         if warm is None:
             slot = self.slot or await self._own_slot()
-            async with self._parts.test_runs, self._cold(slot) as sandbox:
+            async with self._parts.test_runs.one(alone=alone), self._cold(slot) as sandbox:
                 yield sandbox
             return
         try:
-            async with self._parts.test_runs:
+            async with self._parts.test_runs.one(alone=alone):
                 yield warm
         finally:
             self._reserve.spent(warm)

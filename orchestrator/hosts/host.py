@@ -31,6 +31,7 @@ from orchestrator.hosts.gate import Gate
 from orchestrator.hosts.leases import BoxWanted, CallArrived, GradeAsked, LeaseState, Phase, ReleaseAsked
 from orchestrator.hosts.lifecycle import Lifecycle, ours, tainted
 from orchestrator.hosts.parts import Parts
+from orchestrator.hosts.permits import Permits
 from orchestrator.hosts.remover import Remover
 from orchestrator.hosts.reserve import Reserve
 from orchestrator.hosts.rollout import Rollout, ended, over, watched
@@ -103,7 +104,7 @@ class SandboxHost:
             graders=graders,
             gate=self._gate,
             remover=Remover(backend, self._removals),
-            test_runs=asyncio.Semaphore(settings.test_runs),
+            test_runs=Permits(settings.test_runs),
             clock=clock,
         )
         self._reserve = Reserve(self._parts, self._tasks, settings.grader_reserve)

@@ -1,6 +1,5 @@
 """What every piece of a host works with. Made once, by `SandboxHost`."""
 
-import asyncio
 import secrets
 import time
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from itertools import count
 
 from orchestrator.hosts.admission import TicketId
 from orchestrator.hosts.gate import Gate
+from orchestrator.hosts.permits import Permits
 from orchestrator.hosts.remover import Remover
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.interfaces import Blobs, Grader, SandboxBackend, SandboxSpec, Store, Template, Templates, Tool
@@ -33,7 +33,7 @@ class Parts:
     graders: Callable[[str], Grader]
     gate: Gate
     remover: Remover
-    test_runs: asyncio.Semaphore
+    test_runs: Permits
     clock: Callable[[], float]
     """Monotonic seconds, for idle times and places; deadlines are of time.monotonic()."""
     grading_boxes: set[SandboxId] = field(default_factory=set)

@@ -34,7 +34,11 @@ def granted(admission: Admission, *tickets: Ticket) -> list[str]:
 
 def test_memory_count_and_start_slots_each_bound() -> None:
     names = [ticket(f"t{n}") for n in range(6)]
-    assert granted(admission(Limits(memory_mib=350, boxes=9, start_slots=9, max_queued=9)), *names) == ["t0", "t1", "t2"]
+    assert granted(admission(Limits(memory_mib=350, boxes=9, start_slots=9, max_queued=9)), *names) == [
+        "t0",
+        "t1",
+        "t2",
+    ]
     assert granted(admission(Limits(memory_mib=999, boxes=2, start_slots=9, max_queued=9)), *names) == ["t0", "t1"]
     starts = admission(Limits(memory_mib=999, boxes=9, start_slots=1, max_queued=9))
     assert granted(starts, *names) == ["t0"]

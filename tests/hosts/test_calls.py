@@ -1,7 +1,7 @@
 """Calls: once, recorded, joined, in order, within the budget."""
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -121,7 +121,7 @@ class Spans:
     """A tool that tells when it began and ended."""
 
     description = "."
-    schema: Any = {"type": "object", "properties": {"n": {"type": "integer"}}, "additionalProperties": False}
+    schema: ClassVar[Any] = {"type": "object", "properties": {"n": {"type": "integer"}}, "additionalProperties": False}
 
     def __init__(self, name: str, *, exclusive: bool, log: list[str]) -> None:
         self.name = name

@@ -11,8 +11,7 @@ from orchestrator.errors import GraderError, RolloutClosed, SandboxError, StartF
 from orchestrator.interfaces import Bench
 from orchestrator.models import BoxEnd, Evidence, Grade, Limits, Outcome, RewardRange, RolloutState
 from orchestrator.operations import Exec, ExecResult, Put, PutResult, Read, ReadResult
-from tests.hosts.test_opening import until
-from tests.hosts.world import TESTED, World, a_call, a_grade, a_task, key, raw_call
+from tests.hosts.world import TESTED, World, a_call, a_grade, a_task, key, raw_call, until
 
 pytestmark = pytest.mark.anyio
 
@@ -173,7 +172,7 @@ async def test_a_grade_waits_for_the_running_call_and_refuses_later_ones(world: 
         running = asyncio.create_task(host.call(a_call("echo 1 > made; echo made"), task, timeout_s=10))
         await until(lambda: any(box.begun for box in world.machine.boxes.values()))
         grading = asyncio.create_task(host.grade(a_grade(), task, timeout_s=10))
-        await until(lambda: host._life.live[key()].state.phase == "gathering")  # noqa: SLF001
+        await until(lambda: host._life.live[key()].state.phase == "gathering")
         with pytest.raises(RolloutClosed):
             await host.call(a_call("echo 2", "c2"), task, timeout_s=10)
         assert (await running).text == "made\n"
@@ -242,7 +241,7 @@ async def test_a_grade_without_calls_queues_for_a_box_before_opens(world: World)
     async with world.host(memory_limit_mib=100) as host:
         await host.open(key("first"), task, timeout_s=10)
         later = asyncio.create_task(host.open(key("later"), task, timeout_s=10))
-        await until(lambda: host._gate.admission.queued == 1)  # noqa: SLF001
+        await until(lambda: host._gate.admission.queued == 1)
         grading = asyncio.create_task(host.grade(a_grade(), task, timeout_s=10))
         await asyncio.sleep(0.05)
         assert not grading.done()

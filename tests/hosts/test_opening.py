@@ -1,7 +1,6 @@
 """Opening a box: admission, failed starts, places in the queue, and what is remembered of them."""
 
 import asyncio
-from typing import Any
 
 import pytest
 
@@ -9,15 +8,9 @@ from orchestrator import failpoints
 from orchestrator.backends.fake import BadStart, CreateReplyLost, SlowStart
 from orchestrator.errors import EngineUnavailable, HostFull, Misconfigured, RolloutClosed, StartFailed, StillRunning
 from orchestrator.models import JobId, Limits, RolloutState
-from tests.hosts.world import JOB, NO_TEMPLATE, World, a_call, a_task, key
+from tests.hosts.world import JOB, NO_TEMPLATE, World, a_call, a_task, key, until
 
 pytestmark = pytest.mark.anyio
-
-
-async def until(true: Any, timeout_s: float = 5.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 async def test_an_explicit_open_is_idempotent_and_names_the_box(world: World) -> None:
@@ -128,7 +121,7 @@ async def test_a_full_queue_refuses_at_once(world: World) -> None:
     async with world.host(memory_limit_mib=100, max_queued=1, open_wait_s=5) as host:
         await host.call(a_call("echo 1", rollout=key("first")), task, timeout_s=10)
         waiting = asyncio.create_task(host.open(key("second"), task, timeout_s=10))
-        await until(lambda: host._gate.admission.queued == 1)  # noqa: SLF001
+        await until(lambda: host._gate.admission.queued == 1)
         with pytest.raises(HostFull):
             await host.open(key("third"), task, timeout_s=10)
         await host.release(key("first"))
@@ -153,9 +146,9 @@ async def test_jobs_share_by_weight(world: World) -> None:
                 asyncio.ensure_future(host.open(key(f"r{n}", job), task, timeout_s=10)).add_done_callback(
                     lambda done: done.cancelled() or done.exception()
                 )
-        await until(lambda: host._gate.admission.queued == 20)  # noqa: SLF001
+        await until(lambda: host._gate.admission.queued == 20)
         await host.release(key("blocker-0"))
-        await until(lambda: len(world.machine.boxes) == 4 and (host._gate.admission.queued == 16))  # noqa: SLF001
+        await until(lambda: len(world.machine.boxes) == 4 and (host._gate.admission.queued == 16))
         jobs = [binding.rollout.job for binding in await world.store.open_bindings(host.id) if binding.boot_id]
         assert sorted(jobs) == [big, big, big, small]
 
@@ -164,7 +157,7 @@ async def test_release_while_the_box_starts_leaves_nothing(world: World) -> None
     task = world.task()
     async with world.host(world.backend(SlowStart(seconds=0.1))) as host:
         opening = asyncio.create_task(host.call(a_call("echo 1"), task, timeout_s=10))
-        await until(lambda: host._life.live and next(iter(host._life.live.values())).state.sandbox)  # noqa: SLF001
+        await until(lambda: host._life.live and next(iter(host._life.live.values())).state.sandbox)
         await host.release(key())
         with pytest.raises(RolloutClosed):
             await opening

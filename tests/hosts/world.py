@@ -1,7 +1,8 @@
 """A host over fake boxes and a real store, with everything a test may want to turn."""
 
+import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -110,12 +111,15 @@ def _over(folder: Path, manifest: Manifest) -> Template:
     return Template(key="k1", lowers=(str(folder),), manifest=manifest, owner_uid=1_000_000, image="image")
 
 
+WELL_DONE = Grade(score=1.0, passed=True, reason="well done")
+
+
 @dataclass(slots=True)
 class ScriptedGrader:
     """A grader that does as told: `work` may use the bench; it counts how often it was asked."""
 
     work: Callable[[Bench], Any] | None = None
-    grade_: Grade = Grade(score=1.0, passed=True, reason="well done")
+    grade_: Grade = WELL_DONE
     asked: int = 0
     name: str = "count"
 
@@ -200,6 +204,21 @@ async def a_world(folder: Path) -> AsyncIterator[World]:
             yield world
         finally:
             await world.machine.aclose()
+
+
+async def until(true: Callable[[], object], timeout_s: float = 10.0) -> None:
+    """Wait for what no event tells: something that another task of the product does by and by."""
+
+    async def told() -> object:
+        return true()
+
+    await until_true(told, timeout_s)
+
+
+async def until_true(true: Callable[[], Awaitable[object]], timeout_s: float = 10.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not await true():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 NO_TEMPLATE = RepositoryError("the mirror cannot be reached; check the URL")
