@@ -62,7 +62,10 @@ func (p *paths) read(op *readOp) (any, error) {
 		return nil, err
 	}
 	end := op.Offset + int64(count)
-	result := &readResult{Type: "read", Data: buffer[:count], Size: max(stat.Size, end), EOF: end >= stat.Size}
+	result := &readResult{Type: "read", Data: buffer[:count], Size: stat.Size, EOF: end >= stat.Size}
+	if count > 0 { // the file may have grown since; an offset beyond its end says nothing of its size
+		result.Size = max(stat.Size, end)
+	}
 	if op.Offset == 0 && result.EOF {
 		whole := hexHash(result.Data)
 		result.SHA256 = &whole
