@@ -6,7 +6,6 @@ from textwrap import dedent
 
 from orchestrator import models
 from orchestrator.models import BoxEnd, Evidence, FileChange, HiddenFile, JobId, RolloutKey, Task, TaskId, TraceId
-
 from tests.graders.tests_grader.local_box import PYTHON, LocalBench
 
 CORE = dedent(
@@ -203,7 +202,9 @@ SPEC = models.TestsSpec(
     command=(PYTHON, "-m", "pytest"),
     timeout_s=20.0,
 )
-TASK = Task(id=TaskId("tally"), repo="tally", commit="0" * 40, image="none", prompt="Mend it.", grader="tests", tests=SPEC)
+TASK = Task(
+    id=TaskId("tally"), repo="tally", commit="0" * 40, image="none", prompt="Mend it.", grader="tests", tests=SPEC
+)
 
 Content = str | bytes | None
 """None: the file is deleted. Bytes that begin with b"link:" stand for a symbolic link."""

@@ -87,13 +87,20 @@ class LocalBox:
             case Put(path=path, tar=tar, principal=principal):
                 root = TRUSTED if principal == "trusted" else WORKSPACE
                 done = await self._exec(
-                    Exec(argv=("tar", "xp", "--no-same-owner", "-C", f"{root}/{path}"), stdin=tar, timeout_s=60, principal=principal)
+                    Exec(
+                        argv=("tar", "xp", "--no-same-owner", "-C", f"{root}/{path}"),
+                        stdin=tar,
+                        timeout_s=60,
+                        principal=principal,
+                    )
                 )
                 if done.exit_code != 0:
                     return Failure(code=FailureCode.IO, message=done.stdout.head.decode())
                 return PutResult(files=0, size_bytes=len(tar))
             case Read(path=path):
-                done = await self._exec(Exec(argv=("cat", f"{WORKSPACE}/{path}"), timeout_s=10, output_limit_bytes=1 << 20))
+                done = await self._exec(
+                    Exec(argv=("cat", f"{WORKSPACE}/{path}"), timeout_s=10, output_limit_bytes=1 << 20)
+                )
                 if done.exit_code != 0:
                     return Failure(code=FailureCode.NOT_FOUND, message=path)
                 data = done.stdout.head
@@ -109,7 +116,14 @@ class LocalBox:
             third = f"3>&{high} {high}>&-" if op.events else f"{high}>&-"
             process = await asyncio.create_subprocess_exec(
                 *("nsenter", "-t", self.init_pid, *NAMESPACES, "--"),
-                *("bash", "-c", f'cd "$0" && exec "$@" {third}', WORKSPACE, *_privileges(op.principal, self.uid), *op.argv),
+                *(
+                    "bash",
+                    "-c",
+                    f'cd "$0" && exec "$@" {third}',
+                    WORKSPACE,
+                    *_privileges(op.principal, self.uid),
+                    *op.argv,
+                ),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
@@ -144,7 +158,14 @@ class LocalBox:
 
 
 def _privileges(principal: Principal, uid: int) -> tuple[str, ...]:
-    keep = ("--bounding-set", CAPABILITIES if principal == "trusted" else "-all", "--inh-caps", "-all", "--no-new-privs", "--")
+    keep = (
+        "--bounding-set",
+        CAPABILITIES if principal == "trusted" else "-all",
+        "--inh-caps",
+        "-all",
+        "--no-new-privs",
+        "--",
+    )
     if principal == "trusted":
         return ("setpriv", *keep)
     return ("setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups", *keep)
@@ -197,5 +218,3 @@ class LocalBench:
     async def blob(self, change: FileChange) -> bytes:
         assert change.blob is not None
         return self.blobs[change.blob]
-
-

@@ -140,8 +140,7 @@ def run(box: Box) -> None:
 def _make_ready(box: Box) -> None:
     """End what the rebuild left, and close places where children could leave word for each other."""
     agent = box.uid_base
-    ready = sweep.end_all(agent, box.sweeper_uid) and sweep.wipe(agent)
-    if not ready or not sweep.close_to_others(agent, [box.workspace]):
+    if not sweep.clear(agent, box.sweeper_uid) or not sweep.close_to_others(agent, [box.workspace]):
         sys.exit("tiltyard: what ran before the tests could not be ended")
 
 

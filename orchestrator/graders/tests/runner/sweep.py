@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import stat
 import time
@@ -34,12 +36,12 @@ def in_child(work: Callable[[], bool]) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-def end_all(uid: int, sweeper_uid: int) -> bool:
-    """Kill every process of `uid`; False if some still run after SWEEP_LIMIT_S.
+def clear(uid: int, sweeper_uid: int) -> bool:
+    """End every process of `uid`, then remove its files and System V objects; False if anything stays.
 
     The killer's real and saved uid are `sweeper_uid`, which nothing else uses: those it kills cannot kill it.
     """
-    return in_child(lambda: _kill_loop(uid, sweeper_uid))
+    return in_child(lambda: _kill_loop(uid, sweeper_uid) and _wipe(uid))
 
 
 def _kill_loop(uid: int, sweeper_uid: int) -> bool:
@@ -67,20 +69,26 @@ def _runs_as(uid: int, pid: str) -> bool:
     return str(uid) in fields.get("Uid", "").split() and fields.get("State", "").split()[:1] not in (["Z"], ["X"])
 
 
-def wipe(uid: int) -> bool:
-    """Remove files and System V objects of `uid`; False if something stays. Call it when nothing runs as `uid` any more."""
-    return in_child(lambda: _wipe_as_owner(uid))
-
-
-def _wipe_as_owner(uid: int) -> bool:
-    become(uid, uid, uid)
+def _wipe(uid: int) -> bool:
+    """As the owner: the runner has no right over other people's files. Nothing runs as `uid` any more."""
+    os.setresuid(uid, uid, uid)
     os.chdir("/")
+    for path in _owned(uid):
+        with contextlib.suppress(OSError, RecursionError):
+            _remove(path)
     left = _owned(uid)
-    if left:
+    if left:  # made hard to remove: locked directories, or nested deeper than Python's own removal goes
         _run("/bin/chmod", "-R", "u+rwX", "--", *left)
         _run("/bin/rm", "-rf", "--", *left)
     _remove_ipc(uid)
     return not _owned(uid) and not _ipc(uid)
+
+
+def _remove(path: str) -> None:
+    if stat.S_ISDIR(os.lstat(path).st_mode):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
 
 
 def _owned(uid: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -63,8 +64,12 @@ def _preload() -> None:
     import _pytest.config
     import pytest  # noqa: F401
 
-    for name in getattr(_pytest.config, "default_plugins", ()):
-        importlib.import_module("_pytest." + name)
+    plugins = ["_pytest." + name for name in getattr(_pytest.config, "default_plugins", ())]
+    for name in (*plugins, "_pytest._argcomplete", "faulthandler", "pdb"):
+        with contextlib.suppress(
+            ImportError
+        ):  # else each child would import it; what a child cannot do without, it says
+            importlib.import_module(name)
     gc.collect()
     gc.freeze()
 
@@ -101,7 +106,7 @@ def _warden(control: socket.socket, request: dict[str, Any], events: int, output
         if status is None:
             os.kill(pid, signal.SIGKILL)
             status = os.waitpid(pid, 0)[1]
-        clean = sweep.end_all(request["uid"], request["sweeper_uid"]) and sweep.wipe(request["uid"])
+        clean = sweep.clear(request["uid"], request["sweeper_uid"])
         report = {"status": status, "timed_out": timed_out, "clean": clean}
         control.sendall(json.dumps(report).encode() + b"\n")
     finally:
