@@ -11,10 +11,22 @@ from structlog.testing import capture_logs
 
 from orchestrator import errors
 from orchestrator.errors import TiltyardError
-from orchestrator.models import CallRequest, GradeRequest, Outcome, Reward, Task, ToolReply
+from orchestrator.models import (
+    CallRequest,
+    GradeRequest,
+    JobId,
+    Outcome,
+    Reward,
+    RewardRange,
+    RolloutKey,
+    Task,
+    ToolReply,
+    TraceId,
+)
 from tests.gateway import fakes
 from tests.gateway.conftest import Gateway, Opener, ready
 from tool_gateway import trainer
+from tool_gateway.rft import render_score
 
 pytestmark = pytest.mark.anyio
 CALL = {"name": "shell", "call_id": "c", "arguments": "{}", "trace_id": "t", "item": {}}
@@ -70,6 +82,15 @@ async def test_a_score_that_is_none_is_not_given_out(
     async with changed.client() as other:
         reply = await other.post("/grade", json=GRADE)
     assert (reply.status_code, reply.json()["error"]) == (500, "grader_failed")
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+async def test_no_range_makes_an_infinite_score_one_to_give_out(score: float) -> None:
+    rollout = RolloutKey(job=JobId("j"), trace_id=TraceId("t"))
+    anything = RewardRange(low=-math.inf, high=math.inf)
+    with pytest.raises(errors.GraderError):
+        render_score(fakes.reward(rollout, score), anything)
+    assert render_score(fakes.reward(rollout, -8.5), anything) == b'{"score": -8.5}'
 
 
 @pytest.mark.parametrize("score", [0.0, 0.25, 1.0])
