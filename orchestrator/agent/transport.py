@@ -1,6 +1,7 @@
 """HTTP to one agent over its unix socket: bounded replies, one kept session, silence told apart from refusals."""
 
 import asyncio
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,14 +92,15 @@ class Transport:
         body: bytes | None,
         limit_bytes: int,
     ) -> Reply:
+        large = body is not None and len(body) > CHUNK_BYTES
+        data = io.BytesIO(body) if body is not None and large else body  # a long write in parts lets the loop breathe
         async with session.request(
-            method, f"http://agent{path}", headers=headers, data=body, allow_redirects=False
+            method, f"http://agent{path}", headers=headers, data=data, allow_redirects=False
         ) as response:
             if response.headers.get("Tiltyard-Protocol") != PROTOCOL:
                 raise AgentProtocolError("the box's agent speaks another version of the protocol")
             boot_id = response.headers.get("Tiltyard-Boot", "")
-            data = await _read(response, limit_bytes)
-            return Reply(status=response.status, boot_id=boot_id, body=data)
+            return Reply(status=response.status, boot_id=boot_id, body=await _read(response, limit_bytes))
 
     async def aclose(self) -> None:
         self._closed = True

@@ -26,6 +26,7 @@ type agent struct {
 	commands *commands
 	registry *registry
 	cgroup   *cgroup
+	trimmer  *trimmer
 	tags     atomic.Uint32
 }
 
@@ -64,6 +65,7 @@ func (a *agent) openTools() (err error) {
 	}
 	a.crew, a.quick = newCrew(fileThreads, a.config.OneUID), newCrew(1, a.config.OneUID)
 	a.reaper = newReaper()
+	a.trimmer = newTrimmer()
 	return reserveThreads(a.config.SpareThreads)
 }
 
@@ -76,7 +78,9 @@ func (a *agent) start(state *opState, op operation) {
 		out = newCapture(command.OutputLimit, command.OutputLimit/2)
 	}
 	cancel := a.registry.watch(state, out)
+	a.trimmer.begin()
 	go func() {
+		defer a.trimmer.end()
 		var result any
 		if failure := guarded(func() { result = a.perform(op, out, cancel) }); failure != nil {
 			logf("operation %s: %v", op.kind(), failure)

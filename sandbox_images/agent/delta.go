@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -78,7 +77,6 @@ func (a *agent) postDelta(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	reply(w, http.StatusOK, d.reply)
-	go debug.FreeOSMemory() // a manifest is the largest thing an agent ever holds
 	return nil
 }
 
@@ -211,8 +209,10 @@ func (d *difference) run(where place) (err error) {
 			d.running.Add(1)
 			go d.help()
 		}
-		err = d.walk(where)
-		close(d.work)
+		func() {
+			defer close(d.work)
+			err = d.walk(where)
+		}()
 		d.hashing()
 	})
 	d.running.Wait()

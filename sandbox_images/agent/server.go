@@ -144,6 +144,8 @@ func (a *agent) fenced(handle handler) handler {
 		if refused := a.registry.fence(r.Header.Get("Tiltyard-Rollout"), epoch); refused != nil {
 			return refused
 		}
+		a.trimmer.begin()
+		defer a.trimmer.end()
 		return handle(w, r)
 	}
 }

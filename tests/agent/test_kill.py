@@ -1,0 +1,196 @@
+"""Time-outs, cancelling, freezing: what they end, and what they spare."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import RolloutClosed
+from orchestrator.models import OpId
+from orchestrator.operations import Exec, ExecResult, Freeze, FreezeResult, Note, NoteResult
+from tests.agent.conftest import Box, OpenBox, until
+from tests.needs import needs
+
+pytestmark = [pytest.mark.anyio, needs("root")]
+
+SURVIVORS = {
+    "child": "sleep 300 & sleep 300",
+    "double fork": "( ( sleep 300 & ) & ); sleep 300",
+    "new session": "setsid sleep 300 & sleep 300",
+    "nohup": "nohup sleep 300 >/dev/null 2>&1 & sleep 300",
+    "ignores signals": "trap '' TERM HUP INT QUIT; sleep 300; sleep 300",
+    "daemon": "trap '' TERM HUP; (setsid sh -c 'trap \"\" TERM; (sleep 300 &); while :; do sleep 1; done' >/dev/null 2>&1 </dev/null &) ; sleep 300",
+    "stopped": "sh -c 'kill -STOP $$' & sleep 300",
+    "empty environment": "env -i setsid sleep 300 & sleep 300",
+    "many": "for i in $(seq 100); do (setsid sleep 300 &) ; done; sleep 300",
+    "busy": "(while :; do :; done) & sleep 300",
+}
+
+
+@pytest.mark.parametrize("script", SURVIVORS.values(), ids=SURVIVORS.keys())
+async def test_time_out_ends_the_whole_tree_and_nothing_beside_it(box: Box, script: str) -> None:
+    await box.text("sleep 400 & echo $!")
+    earlier = box.pids()
+    assert len(earlier) == 1, "the control: background work of an earlier command"
+    result = await box.sh(f"echo early; {script}", timeout_s=0.7)
+    assert (result.timed_out, result.exit_code, result.signal, result.killed_all) == (True, None, "SIGKILL", False)
+    assert result.stdout.head.startswith(b"early\n")
+    assert box.pids() == earlier
+
+
+async def test_the_command_beside_runs_to_its_end(box: Box) -> None:
+    await box.text("mkfifo go")
+    beside = asyncio.create_task(box.sh("read x < go; echo whole"))
+    await until(lambda: len(box.pids()) == 1, "the command to run")
+    assert (await box.sh("sleep 60 & sleep 60", timeout_s=0.2)).timed_out
+    await box.text("echo > go")
+    assert (await beside).stdout.head == b"whole\n"
+
+
+RUNNER = """
+import os, time
+if os.fork():
+    time.sleep(1000)
+for _ in range(5):
+    os.fork()
+os.setsid() if os.getpid() != os.getsid(0) else None
+while True:
+    if os.fork():
+        os._exit(0)
+"""
+
+
+async def test_who_outruns_the_sweep_takes_all_commands_with_it(box: Box) -> None:
+    """Runners fork and exit faster than /proc is read. If they are caught all the same, nothing else was touched."""
+    beside = asyncio.create_task(box.exec("sleep", "60", timeout_s=60))
+    await until(lambda: len(box.pids()) == 1, "the command to run")
+    began = time.monotonic()
+    result = await box.exec("python3", "-c", RUNNER, timeout_s=0.5)
+    assert result.timed_out
+    assert time.monotonic() - began < 20
+    others = box.pids()
+    if result.killed_all:
+        victim = await beside
+        assert (victim.signal, victim.killed_all, victim.timed_out) == ("SIGKILL", True, False)
+        assert box.pids() == []
+    else:
+        assert len(others) == 1
+        await box.own(Freeze())
+        await beside
+    await until(lambda: not box.zombies(), "every runner to be reaped")
+
+
+async def test_other_uids_are_spared_when_all_commands_must_die(open_box: OpenBox) -> None:
+    async with open_box() as box:
+        beside = asyncio.create_task(box.exec("sleep", "60", principal=7, timeout_s=60))
+        await until(lambda: len(box.pids()) == 1, "the command to run")
+        assert (await box.exec("python3", "-c", RUNNER, timeout_s=0.5)).timed_out
+        assert len(box.pids()) == 1
+        await box.own(Freeze())
+        assert (await beside).signal == "SIGKILL"
+
+
+async def test_cancel_ends_the_tree_and_is_told(box: Box) -> None:
+    import aiohttp
+
+    call = box.header()
+    running = asyncio.create_task(box.send(Exec(argv=("sh", "-c", "setsid sleep 60 & sleep 60"), timeout_s=60), call))
+    await until(lambda: len(box.pids()) == 3, "the command to run")
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=box.config.socket)) as session:
+        url = f"http://agent/v1/ops/{call.key}/0"
+        async with session.delete(url, headers=box.client._fence) as response:
+            assert response.status == 200
+            assert (await response.json())["result"]["cancelled"] is True
+    result = await running
+    assert isinstance(result, ExecResult)
+    assert (result.cancelled, result.timed_out, result.signal) == (True, False, "SIGKILL")
+    assert box.pids() == []
+
+
+async def test_cancelling_the_caller_cancels_nothing(box: Box) -> None:
+    call, op = box.header(), Exec(argv=("sh", "-c", "sleep 0.5; echo done > done; echo result"), timeout_s=10)
+    caller = asyncio.create_task(box.send(op, call))
+    await until(lambda: len(box.pids()) > 0, "the command to run")
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    result = await box.send(op, call)
+    assert isinstance(result, ExecResult)
+    assert result.stdout.head == b"result\n"
+    assert (box.workspace / "done").read_text() == "done\n"
+
+
+async def test_a_missed_deadline_is_joined_later(box: Box) -> None:
+    call, op = box.header(), Exec(argv=("sh", "-c", "echo x >> ran; sleep 0.5; cat ran"), timeout_s=10)
+    with pytest.raises(TimeoutError):
+        await box.send(op, call, timeout_s=0.1)
+    result = await box.send(op, call)
+    assert isinstance(result, ExecResult)
+    assert result.stdout.head == b"x\n"
+
+
+async def test_freeze_ends_everything_and_refuses_what_is_new(box: Box) -> None:
+    call, note = box.header(), Note(data=b"kept")
+    await box.send(note, call)
+    await box.text("for i in 1 2 3; do (setsid sleep 300 &); done; sleep 300 & true")
+    running = asyncio.create_task(box.exec("sleep", "300", principal=3, timeout_s=300))
+    await until(lambda: len(box.pids()) == 5, "five processes")
+    frozen = await box.own(Freeze())
+    assert isinstance(frozen, FreezeResult)
+    assert frozen.killed == 5
+    assert box.pids() == []
+    assert (await running).signal == "SIGKILL"
+    assert await box.own(Freeze()) == FreezeResult(killed=0)
+    with pytest.raises(RolloutClosed):
+        await box.run(note)
+    assert await box.send(note, call) == NoteResult(data=b"kept")
+    lease = await box.client.health()
+    assert lease.frozen
+
+
+async def test_freeze_ends_a_bomb(box: Box) -> None:
+    running = asyncio.create_task(box.exec("python3", "-c", RUNNER, timeout_s=100))
+    await until(lambda: len(box.pids()) > 3, "the bomb to go off")
+    await box.own(Freeze())
+    assert box.pids() == []
+    assert isinstance(await running, ExecResult)
+
+
+async def test_trusted_time_out_ends_children_that_changed_their_uid(open_box: OpenBox) -> None:
+    child = "import os,time; os.setgroups([]); os.setresgid({0},{0},{0}); os.setresuid({0},{0},{0}); time.sleep(300)"
+    async with open_box(allow_root_exec=True) as box:
+        program = child.format(box.uid + 9)
+        script = f"(setsid python3 -c '{program}' &) ; sleep 300"
+        beside = asyncio.create_task(box.exec("sleep", "60", principal=2, timeout_s=60))
+        result = await box.sh(script, principal="trusted", timeout_s=1.5)
+        assert result.timed_out
+        assert len(box.pids()) == 1, "the command of the other principal alone"
+        await box.own(Freeze())
+        await beside
+
+
+async def test_the_agents_socket_and_proc_are_no_lever(box: Box) -> None:
+    """Signals to the agent and its threads, each with a control on a process of one's own."""
+    script = """
+import os, signal
+def sends(pid):
+    try:
+        os.kill(pid, signal.SIGUSR1); return True
+    except PermissionError:
+        return False
+child = os.fork()
+if not child:
+    signal.pause()
+threads = [int(t) for t in os.listdir("/proc/1/task")]
+print(sends(child), any(sends(t) for t in threads), len(threads) > 5)
+os.kill(child, 9)
+"""
+    assert await box.text(f"cat > s.py <<'E'\n{script}\nE\npython3 s.py") == "True False True\n"
+    assert Path(f"/proc/{box.agent_pid}").exists()
+
+
+async def test_the_first_operation_must_bring_the_call(box: Box) -> None:
+    first = OpId(call=box.header().key, number=0)
+    with pytest.raises(ValueError, match="carries its header"):
+        await box.client.run(Note(data=b""), op_id=first, deadline=time.monotonic() + 1)
