@@ -234,7 +234,7 @@ async def names_that_are_no_text_are_survived(rig: Rig) -> None:
 async def half_surrogates_are_refused(rig: Rig) -> None:
     """Text that has no UTF-8 form names no file."""
     result = await (await rig.box()).run(Read(path="a\udcffb"))
-    expect.refused(result, FailureCode.BAD_PATH)
+    expect.refused(result, FailureCode.BAD_PATH, FailureCode.NOT_TEXT)
 
 
 @GROUP.positive()

@@ -19,8 +19,10 @@ from orchestrator.repos.workspace import make_workspaces
 @asynccontextmanager
 async def fake() -> AsyncIterator[SandboxBackend]:
     backend = FakeBackend()
-    yield backend
-    await backend.world.aclose()
+    try:
+        yield backend
+    finally:
+        await backend.world.aclose()
 
 
 @asynccontextmanager
@@ -32,7 +34,11 @@ async def docker() -> AsyncIterator[SandboxBackend]:
         deployment=deployment, host_id="test", state_dir=folder / deployment, memory_limit_mib=8192
     )
     async with DockerBackend(settings, make_workspaces(folder, deployment)) as backend:
-        yield backend
+        try:
+            yield backend
+        finally:  # also after a failure: nothing of ours may stay mounted
+            for box in await backend.owned():
+                await backend.destroy(box.id)
     await asyncio.to_thread(shutil.rmtree, folder)
 
 
