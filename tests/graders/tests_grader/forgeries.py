@@ -305,6 +305,17 @@ for _ in range(400):
 """
 
 
+GARBAGE = """
+import os
+
+for fd in range(3, 30):
+    try:
+        os.write(fd, b'["test"]\\n')
+    except OSError:
+        pass
+"""
+
+
 def poisoned_pyc(source: str, path: str) -> bytes:
     """Byte code of `source` that says "do not check my source" (PEP 552)."""
     return MAGIC_NUMBER + struct.pack("<I", 1) + b"\0" * 8 + dumps(compile(source, path, "exec"))
@@ -339,12 +350,7 @@ IN_PROCESS = (
         violation=True,
     ),
     in_code("steal plugin and channel by gc", WRITE_EVENTS, "import gc\nCOUNT = len(gc.get_objects())", violation=True),
-    in_code(
-        "garbage on every descriptor",
-        "import os\nfor fd in range(3, 30):\n    try:\n        os.write(fd, b'[\"test\"]\\n')\n    except OSError:\n        pass",
-        "import os\nos.write(1, b'hello')",
-        violation=True,
-    ),  # fmt: skip
+    in_code("garbage on every descriptor", GARBAGE, "import os\nos.write(1, b'hello')", violation=True),
     replacing(
         "AlwaysEqual",
         ALWAYS_EQUAL + "\n\ndef median(values):\n    return _Anything()\n",
@@ -416,7 +422,7 @@ PLANTED = (
         BASE["tests/conftest.py"] + CONFTEST,
         {"tests/conftest.py": BASE["tests/conftest.py"] + MODEST_CONFTEST},
         violation=True,
-    ),  # fmt: skip
+    ),
     planted(
         "conftest in the package", "tally/conftest.py", CONFTEST, {"tally/conftest.py": MODEST_CONFTEST}, violation=True
     ),
@@ -427,7 +433,7 @@ PLANTED = (
         {"pytest.ini": "[pytest]\nminversion = 7.0\n"},
         violation=True,
         more=HELPER_PLUGIN,
-    ),  # fmt: skip
+    ),
     planted(
         "pytest.toml",
         "pytest.toml",
@@ -435,7 +441,7 @@ PLANTED = (
         {"README.md": "# tally 2\n"},
         violation=True,
         more=HELPER_PLUGIN,
-    ),  # fmt: skip
+    ),
     planted(
         "pyproject.toml",
         "pyproject.toml",
@@ -443,7 +449,7 @@ PLANTED = (
         {"pyproject.toml": '[project]\nname = "tally"\nversion = "2.0"\n'},
         violation=False,
         more=HELPER_PLUGIN,
-    ),  # fmt: skip
+    ),
     planted(
         "setup.cfg",
         "setup.cfg",
@@ -451,7 +457,7 @@ PLANTED = (
         {"setup.cfg": "[metadata]\nname = tally\n"},
         violation=False,
         more=HELPER_PLUGIN,
-    ),  # fmt: skip
+    ),
     planted(
         "tox.ini",
         "tox.ini",
@@ -459,7 +465,7 @@ PLANTED = (
         {"tox.ini": "[tox]\nenvlist = py311\n"},
         violation=False,
         more=HELPER_PLUGIN,
-    ),  # fmt: skip
+    ),
     planted(
         "sitecustomize", "sitecustomize.py", PASS_ALL.format(guard=""), {"customize.py": "SITE = 1\n"}, violation=True
     ),
@@ -476,7 +482,7 @@ PLANTED = (
             "tally.egg-info/entry_points.txt": "[console_scripts]\ntally = tally:main\n",
         },
         violation=True,
-    ),  # fmt: skip
+    ),
     planted(
         "json.py at the root",
         "json.py",
@@ -513,14 +519,14 @@ PLANTED = (
         {"report.json": "{}"},
         violation=False,
         more={"junit.xml": "<testsuite tests='18' failures='0'/>", "reward.txt": "1.0"},
-    ),  # fmt: skip
+    ),
     planted(
         "weakened tests",
         "tests/test_core.py",
         "def test_total():\n    assert True\n",
         {"tests/test_core.py": VISIBLE + "\n\ndef test_more():\n    assert total([1]) == 1\n"},
         violation=False,
-    ),  # fmt: skip
+    ),
     planted("deleted tests", "tests/test_core.py", None, {"tests/helpers.py": None}, violation=False),
     planted(
         "helpers that lie",
@@ -537,5 +543,5 @@ PLANTED = (
         {"bin/tally": "#!/bin/sh\nexit 0\n"},
         violation=False,
         more={"python3": "#!/bin/sh\nexit 0\n", "rm": "#!/bin/sh\n"},
-    ),  # fmt: skip
+    ),
 )
