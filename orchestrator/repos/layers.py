@@ -15,16 +15,17 @@ from pathlib import Path
 from orchestrator.errors import LeakFound
 from orchestrator.operations import Manifest
 from orchestrator.repos import folders, manifests, mounts
+from orchestrator.repos.works import WorkPool
 
 TREE = "tree"
 UPPER = "upper"
 _WORK = "work"
 
 
-def make_ready(build: Path, *, rooted: bool) -> Path:
+def make_ready(build: Path, works: WorkPool, *, rooted: bool) -> Path:
     """Make `upper` and `work` beside `tree` in `build`; the path of `upper`. Blocks. Raises OSError."""
     upper = build / UPPER
-    (build / _WORK).mkdir(mode=0o700)
+    works.take(build / _WORK)
     if rooted:
         upper.mkdir(mode=0o755)
     else:
@@ -33,13 +34,17 @@ def make_ready(build: Path, *, rooted: bool) -> Path:
     return upper
 
 
+def give_back(build: Path, works: WorkPool) -> None:
+    """Part with the work folder, however set-up ended. Idempotent. Blocks. Raises OSError."""
+    works.give(build / _WORK)
+
+
 def settle(build: Path, *, rooted: bool) -> tuple[Manifest, tuple[str, ...]]:
-    """Check and close what set-up left: the merged manifest and the template's layers. Blocks.
+    """Check and close what set-up left, its work folder given back: the merged manifest and the template's layers. Blocks.
 
     Raises LeakFound (a repository inside), RepositoryError (files of odd kinds), OSError.
     """
     upper, tree = build / UPPER, build / TREE
-    folders.remove_tree(build / _WORK)
     _drop(upper / ".git")
     _refuse_repositories(upper)
     if rooted:

@@ -16,6 +16,7 @@ from orchestrator.repos import folders
 from orchestrator.repos.folders import BoxFolder
 from orchestrator.repos.locks import NamedLocks
 from orchestrator.repos.threads import finish
+from orchestrator.repos.works import WorkPool
 from orchestrator.repos.workspace import HostPath, OverlayVolume, Workspace, check_state_dir, remove_stale
 
 PARALLEL = 4
@@ -25,7 +26,9 @@ class PlainWorkspaces:
     """See `orchestrator.repos.workspace.Workspaces`. `capped` is False: `usage_bytes` is what a watcher reads."""
 
     def __init__(self, state_dir: Path, deployment: str) -> None:
-        self._boxes = check_state_dir(state_dir) / folders.check_name(deployment, "deployment") / folders.BOXES
+        own = check_state_dir(state_dir) / folders.check_name(deployment, "deployment")
+        self._boxes = own / folders.BOXES
+        self._works = WorkPool(own / "works")
         self._limiter = CapacityLimiter(PARALLEL)
         self._locks = NamedLocks()
 
@@ -40,17 +43,17 @@ class PlainWorkspaces:
             try:
                 await finish(self._limiter, self._prepare, box, template, expires_at)
             except OSError as error:
-                await finish(self._limiter, _remove, box)
+                await finish(self._limiter, self._remove, box)
                 raise StartFailed(f"the box's folders could not be made: {error.strerror}") from error
             except BaseException:
-                await finish(self._limiter, _remove, box)
+                await finish(self._limiter, self._remove, box)
                 raise
         return _described(sandbox_id, box, template)
 
     async def remove(self, sandbox_id: SandboxId) -> None:
         box = folders.box_folder(self._boxes, sandbox_id)
         async with self._locks[sandbox_id]:
-            await finish(self._limiter, _remove, box)
+            await finish(self._limiter, self._remove, box)
 
     async def owned(self) -> Sequence[SandboxId]:
         def listed() -> list[SandboxId]:
@@ -70,24 +73,19 @@ class PlainWorkspaces:
         box.root.mkdir(mode=0o700)
         box.record(template, expires_at)
         box.writable.mkdir(mode=0o755)
-        for folder, mode in (
-            (box.agent, 0o755),
-            (box.upper, 0o755),
-            (box.work, 0o700),
-            (box.tmp, 0o1777),
-            (box.home, 0o755),
-        ):
+        self._works.take(box.work)
+        for folder, mode in ((box.agent, 0o755), (box.upper, 0o755), (box.tmp, 0o1777), (box.home, 0o755)):
             folder.mkdir()
             folder.chmod(mode)
 
-
-def _remove(box: BoxFolder) -> None:
-    try:
-        folders.remove_tree(box.root)
-    except OSError as error:
-        raise SandboxError(
-            f"files of box {box.root.name} belong to another user ({error.strerror}): remove its container and volume first"
-        ) from error
+    def _remove(self, box: BoxFolder) -> None:
+        try:
+            self._works.give(box.work)
+            folders.remove_tree(box.root)
+        except OSError as error:
+            raise SandboxError(
+                f"files of box {box.root.name} belong to another user ({error.strerror}): remove its container and volume first"
+            ) from error
 
 
 def _described(sandbox_id: SandboxId, box: BoxFolder, template: Template | None) -> Workspace:

@@ -20,6 +20,7 @@ class CacheFolders:
     templates/<key>/          tree/ (sealed), upper/ (what set-up changed), manifest.json, size
     building/<key>.<random>/  being made, to be renamed into place whole; or being removed
     locks/                    one lock file per mirror and per template
+    works/                    without root: overlay's work folders, kept to be used again
     """
 
     root: Path
@@ -29,6 +30,10 @@ class CacheFolders:
 
     def template(self, key: str) -> Path:
         return self.root / "templates" / key
+
+    @property
+    def works(self) -> Path:
+        return self.root / "works"
 
     def fresh(self, key: str) -> Path:
         return self.root / "building" / f"{key}.{secrets.token_hex(4)}"

@@ -28,6 +28,7 @@ from orchestrator.repos.mirror import Mirrors
 from orchestrator.repos.pruning import CacheFolders
 from orchestrator.repos.sources import Source, parse_source
 from orchestrator.repos.threads import finish
+from orchestrator.repos.works import WorkPool
 from orchestrator.repos.workspace import check_state_dir
 
 PARALLEL = 4
@@ -75,6 +76,7 @@ class TemplateCache:
         self._images = images
         self._rooted = os.geteuid() == 0
         self._mirrors = Mirrors(self._folders)
+        self._works = WorkPool(self._folders.works)
         self._locks = NamedLocks()
         self._limiter = CapacityLimiter(PARALLEL)
         self._remembered: OrderedDict[str, Template] = OrderedDict()
@@ -182,19 +184,22 @@ class TemplateCache:
         )
 
     async def _set_up(self, plan: Plan, build: Path, deadline: float) -> tuple[str, Manifest, tuple[str, ...]]:
-        upper = await finish(self._limiter, layers.make_ready, build, rooted=self._rooted)
+        upper = await finish(self._limiter, layers.make_ready, build, self._works, rooted=self._rooted)
         timeout_s = deadline - time.monotonic()
         if timeout_s <= 0:
             raise RepositoryError("no time was left for the set-up commands: try again, or allow more time")
-        image = await self._setup.run_setup(
-            image=plan.image,
-            commands=plan.setup,
-            tree=build / layers.TREE,
-            upper=upper,
-            tag=f"tiltyard-setup:{plan.key}",
-            network=plan.network,
-            timeout_s=timeout_s,
-        )
+        try:
+            image = await self._setup.run_setup(
+                image=plan.image,
+                commands=plan.setup,
+                tree=build / layers.TREE,
+                upper=upper,
+                tag=f"tiltyard-setup:{plan.key}",
+                network=plan.network,
+                timeout_s=timeout_s,
+            )
+        finally:
+            await finish(self._limiter, layers.give_back, build, self._works)
         manifest, lowers = await finish(self._limiter, layers.settle, build, rooted=self._rooted)
         return image, manifest, lowers
 

@@ -170,7 +170,7 @@ def fetching_children(pid: int) -> list[int]:
         if (
             fields["Name"] == "git"
             and int(fields["PPid"]) == pid
-            and b"fetch" in path.with_name("cmdline").read_bytes()
+            and b"\0fetch\0" in path.with_name("cmdline").read_bytes()
         ):
             found.append(int(path.parent.name))
     return found

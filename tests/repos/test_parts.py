@@ -20,6 +20,7 @@ from orchestrator.repos.locks import NamedLocks, file_lock, try_file_lock
 from orchestrator.repos.lru import CacheEntry, choose_evictions
 from orchestrator.repos.threads import finish
 from orchestrator.repos.uids import UidRegistry
+from orchestrator.repos.works import WorkPool
 from tests.repos.conftest import Origin, line_of, soon
 
 
@@ -198,10 +199,11 @@ def sealed_like(folder: Path) -> Path:
 
 def test_without_root_the_layer_becomes_the_whole_tree(tmp_path: Path) -> None:
     sealed_like(tmp_path)
-    upper = layers.make_ready(tmp_path, rooted=False)
+    upper = layers.make_ready(tmp_path, WorkPool(tmp_path / "works"), rooted=False)
     (upper / ".git" / "config").write_text("mine\n")
     (upper / "gone").unlink()
     (upper / "new").write_text("z\n")
+    layers.give_back(tmp_path, WorkPool(tmp_path / "works"))
     manifest, lowers = layers.settle(tmp_path, rooted=False)
     assert sorted(manifest) == ["kept/in/file", "new"]
     assert lowers == ("upper",)
@@ -212,7 +214,7 @@ def test_without_root_the_layer_becomes_the_whole_tree(tmp_path: Path) -> None:
 @pytest.mark.needs("root")
 def test_without_root_overlays_marks_are_removed(tmp_path: Path) -> None:
     sealed_like(tmp_path)
-    upper = layers.make_ready(tmp_path, rooted=False)
+    upper = layers.make_ready(tmp_path, WorkPool(tmp_path / "works"), rooted=False)
     (upper / "gone").unlink()
     os.mknod(upper / "gone", 0o020000, os.makedev(0, 0))
     manifest, _ = layers.settle(tmp_path, rooted=False)
