@@ -205,42 +205,36 @@ async def test_every_route_of_the_application_stands_in_the_table(gateway: Gatew
 
 
 @pytest.mark.parametrize("scope", list(Scope))
-@pytest.mark.parametrize(("method", "path"), list(every_route()), ids=lambda value: str(value))
-async def test_each_scope_opens_its_routes_and_no_other(gateway: Gateway, scope: Scope, method: str, path: str) -> None:
-    allowed = every_route()[method, path]
-    async with gateway.client("one") as owner:
-        await ask(owner, "POST", "/rollouts")
-    async with gateway.client(scope.value) as client:
-        reply = await ask(client, method, path)
-    if allowed is None or scope in allowed:
-        assert reply.status_code in (200, 201, 204)
-    else:
-        assert (reply.status_code, reply.json()["error"]) == (403, "forbidden")
+async def test_each_scope_opens_its_routes_and_no_other(gateway: Gateway, scope: Scope) -> None:
+    async with gateway.client("one") as owner, gateway.client(scope.value) as client:
+        for (method, path), allowed in every_route().items():
+            await ask(owner, "POST", "/rollouts")
+            reply = await ask(client, method, path)
+            opened = allowed is None or scope in allowed
+            assert (reply.status_code in (200, 201, 204)) == opened, (method, path, reply.text)
+            assert opened or (reply.status_code, reply.json()["error"]) == (403, "forbidden"), (method, path)
 
 
-@pytest.mark.parametrize(("method", "path"), list(every_route()), ids=lambda value: str(value))
-async def test_without_a_token_nothing_is_told(gateway: Gateway, method: str, path: str) -> None:
+async def test_without_a_token_nothing_is_told(gateway: Gateway) -> None:
     async with gateway.client(None) as client:
-        reply = await ask(client, method, path)
-        nonsense = await client.request(
-            method, path.format(job="?", name="%00", again="x", trace_id="a b") + "?limit=x"
-        )
-    assert reply.status_code == (200 if every_route()[method, path] is None else 401)
-    assert nonsense.status_code in (200, 401, 404)
+        for (method, path), allowed in every_route().items():
+            reply = await ask(client, method, path)
+            assert reply.status_code == (200 if allowed is None else 401), (method, path)
+            nonsense = path.format(job="?", name="%00", again="x", trace_id="a b") + "?limit=x"
+            assert (await client.request(method, nonsense)).status_code in (200, 401, 404), (method, path)
 
 
-@pytest.mark.parametrize(
-    ("method", "path"), [key for key, scopes in every_route().items() if scopes and "job" in key[1]], ids=str
-)
-async def test_another_tenants_job_looks_like_no_job(gateway: Gateway, method: str, path: str) -> None:
+async def test_another_tenants_job_looks_like_no_job(gateway: Gateway) -> None:
     async with gateway.client("many") as owner:
-        opened = await ask(owner, "POST", "/rollouts")
-        assert opened.status_code == 201
+        assert (await ask(owner, "POST", "/rollouts")).status_code == 201
     async with gateway.client("one") as client:
-        foreign = await ask(client, method, path, "many")
-        missing = await ask(client, method, path, "no-such-job")
-    assert foreign.status_code == missing.status_code == 404
-    assert foreign.content == missing.content
+        for method, path in every_route():
+            if "{job}" not in path:
+                continue
+            foreign = await ask(client, method, path, "many")
+            missing = await ask(client, method, path, "no-such-job")
+            assert foreign.status_code == missing.status_code == 404, (method, path)
+            assert foreign.content == missing.content, (method, path)
     assert not await gateway.tainted("x", "many")
 
 
