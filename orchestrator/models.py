@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NewType
+from typing import ClassVar, NewType
 
 JobId = NewType("JobId", str)
 TraceId = NewType("TraceId", str)
@@ -107,6 +107,8 @@ class HiddenFile:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestsSpec:
     """What the `tests` grader runs. Ids are pytest node ids relative to the repository."""
+
+    __test__: ClassVar[bool] = False  # pytest would take the name for a test class
 
     hidden: tuple[HiddenFile, ...]
     fail_to_pass: tuple[str, ...]
