@@ -165,15 +165,19 @@ def fetching_children(pid: int) -> list[int]:
     for path in Path("/proc").glob("[0-9]*/status"):
         try:
             fields = dict(line.split(":\t", 1) for line in path.read_text().splitlines() if ":\t" in line)
+            command = path.with_name("cmdline").read_bytes()
         except OSError:
-            continue
-        if (
-            fields["Name"] == "git"
-            and int(fields["PPid"]) == pid
-            and b"\0fetch\0" in path.with_name("cmdline").read_bytes()
-        ):
+            continue  # it ended between the listing and the reading
+        if fields["Name"] == "git" and int(fields["PPid"]) == pid and b"\0fetch\0" in command:
             found.append(int(path.parent.name))
     return found
+
+
+def ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 def until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
@@ -192,9 +196,7 @@ async def test_git_dies_with_a_killed_server(
     assert until(lambda: bool(fetching_children(process.pid)))
     (child,) = fetching_children(process.pid)
     process.kill()
-    assert until(
-        lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]
-    )
+    assert until(lambda: ended(child))
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
