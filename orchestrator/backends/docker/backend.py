@@ -41,8 +41,9 @@ SOCKET_NAME = "agent.sock"
 WORKSPACE_TRIES = 10
 WORKSPACE_PAUSE_S = 0.2
 """The kernel may hold a box's mounts for a moment after its last process died."""
-END_GRACE_S = 3.0
-"""From an agent's last word to the engine's note of its end: milliseconds, more where the machine swaps or the box dies of memory."""
+END_GRACE_S = 30.0
+"""From an agent's last word to the engine's note of its end: milliseconds, but many seconds where a box of hundreds of processes dies of
+memory on a machine that is busy. Blame rests on it, so that it is long."""
 START_LOOK_S = 0.5
 """How often a start that takes long is checked for a box that ended at once."""
 
@@ -208,7 +209,12 @@ class DockerBackend:
             return error
 
     async def _blame(self, state: ContainerState | None) -> SandboxDead | SandboxLost:
-        outside = state is not None and await self._engine.killed_from_outside(state.id, state.started_at)
+        if state is None:
+            return classify_end(None, killed_from_outside=False)
+        if state.running:
+            memory_share = await self._engine.memory_share(state.id)
+            return classify_end(state, killed_from_outside=False, memory_share=memory_share)
+        outside = await self._engine.killed_from_outside(state.id, state.started_at)
         return classify_end(state, killed_from_outside=outside)
 
     async def _own(self, sandbox_id: SandboxId) -> ContainerState | None:

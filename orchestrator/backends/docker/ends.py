@@ -8,15 +8,24 @@ GO_CRASH = 2
 """Exit status of a Go program whose runtime gave up: no memory, no thread. Commands that eat both can bring the agent there."""
 
 
-def classify_end(state: ContainerState | None, *, killed_from_outside: bool) -> SandboxDead | SandboxLost:
+MEMORY_IS_FULL = 0.8
+"""Share of a box's memory that its commands hold for good; what is left no longer holds the programs that run, and the box thrashes."""
+
+
+def classify_end(
+    state: ContainerState | None, *, killed_from_outside: bool, memory_share: float = 0.0
+) -> SandboxDead | SandboxLost:
     """The error that tells what became of a box that does not answer any more.
 
     `state` is None when the engine knows no such container. Commands cannot signal the agent (it is PID 1 of its namespace, of another uid), so
-    that memory and threads are the only ways in which they end a box. A kill that the engine was asked for is ours although memory ran out
-    before; a kill without that flag came from an operator, from the engine's restart, or from a machine that itself ran out of memory.
+    that memory and threads are the only ways in which they end a box; `memory_share` says how full a box is that runs and is silent. A kill
+    that the engine was asked for is ours although memory ran out before; a kill without that came from a restart of the engine, or from a
+    machine that itself ran out of memory.
     """
     if state is None:
         return SandboxLost("the box is gone")
+    if state.running and memory_share >= MEMORY_IS_FULL:
+        return SandboxDead("the sandbox has used up its memory and answers no more")
     if state.running:
         return SandboxLost("the box runs but its agent does not answer")
     if killed_from_outside:

@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 THREADS = 16
 """Requests to the engine at once: starts are few (start slots), removals and looks come in bursts."""
+CONFLICT = 409
+SERVER_ERROR = 500
 REMOVAL_POLL_S = 0.05
 LONGEST_PAUSE_S = 0.5
 ANY_VERSION = "1.41"
@@ -153,12 +155,20 @@ class Engine:
         return [_listed(entry) for entry in found]
 
     async def remove(self, container: str) -> None:
-        """Kill and remove; returns when the engine no longer knows it. Gone already is fine, and so are others who remove it, too."""
+        """Kill and remove; returns when the engine no longer knows it. Gone already is fine, and so are others who remove it, too.
+
+        Raises EngineUnavailable when it is still there after the engine's time-out.
+        """
         deadline = time.monotonic() + self._timeout_s
-        while await self._call(lambda api: _remove(api, container)):
+        while not await self._call(lambda api: _removed(api, container)):
             if time.monotonic() > deadline:
                 raise EngineUnavailable(f"the engine did not remove a container within {self._timeout_s:g} s")
             await asyncio.sleep(REMOVAL_POLL_S)
+
+    async def memory_share(self, container: str) -> float:
+        """What its processes hold for good, as a share of its limit; page cache does not count. 0.0 where the engine does not say."""
+        found = await self._call(lambda api: api.stats(container, stream=False, one_shot=True))
+        return _memory_share(found)
 
     async def killed_from_outside(self, container: str, since: float) -> bool:
         """Whether the engine was asked to kill or stop it, as far as its memory of events reaches (some hundred events)."""
@@ -308,17 +318,25 @@ def _absent_as_none(request: Callable[[str], T], name: str) -> T | None:
         return None
 
 
-def _remove(api: APIClient, container: str) -> bool:
-    """One try; True when somebody else is at it and it is not gone yet."""
+def _removed(api: APIClient, container: str) -> bool:
+    """One try; False when it is not gone yet: somebody else is at it (409), or the engine tripped over its own files (5xx)."""
     try:
         api.remove_container(container, force=True, v=True)
     except NotFound:
-        return False
-    except APIError as error:
-        if error.status_code != 409:
-            raise
         return True
-    return False
+    except APIError as error:
+        if error.status_code == CONFLICT or error.status_code >= SERVER_ERROR:
+            log.info("container not removed yet: %s", _words(error))
+            return False
+        raise
+    return True
+
+
+def _memory_share(stats: Mapping[str, Any]) -> float:
+    memory = stats.get("memory_stats") or {}
+    detail = memory.get("stats") or {}
+    held = detail.get("anon", detail.get("total_rss", 0))  # cgroup v2, v1
+    return float(held) / float(memory.get("limit") or 1)
 
 
 def _pauses() -> Iterator[float]:

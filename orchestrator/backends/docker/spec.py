@@ -28,8 +28,6 @@ AGENT_PIDS = 64
 MIN_FILE_BYTES = 512 * MIB
 """The file size limit is inherited by commands from the agent, whose journal (256 MiB) must fit below it."""
 SHM_BYTES = 64 * MIB
-OOM_SCORE = 500
-"""When the machine itself runs out of memory, boxes go before servers."""
 MIN_MEMORY_MIB = 32
 FIXED_ENVIRONMENT = {
     "HOME": HOME,
@@ -219,7 +217,6 @@ def _resources(plan: BoxPlan, shared: bool) -> dict[str, JsonValue]:
         "MemorySwap": memory_bytes,
         "NanoCpus": round(limits.cpus * 1_000_000_000),
         "PidsLimit": limits.pids + AGENT_PIDS,
-        "OomScoreAdj": OOM_SCORE,
         "ShmSize": SHM_BYTES,
         "Ulimits": [{"Name": name, "Soft": value, "Hard": value} for name, value in ulimits],
     }

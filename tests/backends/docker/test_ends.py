@@ -47,3 +47,9 @@ def test_a_box_that_is_gone_or_silent_is_lost() -> None:
     assert type(classify_end(None, killed_from_outside=False)) is SandboxLost
     running = replace(ENDED, running=True, oom_killed=True)
     assert type(classify_end(running, killed_from_outside=False)) is SandboxLost
+
+
+@pytest.mark.parametrize(("memory_share", "blamed"), [(0.95, SandboxDead), (0.8, SandboxDead), (0.5, SandboxLost)])
+def test_a_silent_box_is_dead_where_its_commands_hold_its_memory(memory_share: float, blamed: type[Exception]) -> None:
+    running = replace(ENDED, running=True)
+    assert type(classify_end(running, killed_from_outside=False, memory_share=memory_share)) is blamed

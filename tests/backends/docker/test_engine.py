@@ -123,15 +123,29 @@ async def test_removing_is_idempotent_and_shared(engine: Engine, name: str) -> N
 
 
 @needs("docker")
-async def test_F24_a_removal_in_progress_is_waited_for(engine: Engine, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", [409, 500])
+async def test_F24_a_removal_that_does_not_end_at_once_is_waited_for(
+    engine: Engine, name: str, tmp_path: Path, status: int
+) -> None:
     await engine.create(name, SLEEPER)
     async with engine_proxy(tmp_path / "p.sock") as faults:
-        faults.answer["DELETE /containers/"] = (409, 3)
+        faults.answer["DELETE /containers/"] = (status, 3)
         slow = Engine(f"unix://{tmp_path}/p.sock", timeout_s=10)
         await slow.remove(name)
         await slow.aclose()
         assert sum(line.startswith("DELETE") for line in faults.seen) == 4
     assert await engine.inspect(name) is None
+
+
+@needs("docker")
+async def test_F24_a_removal_that_never_ends_is_said(engine: Engine, name: str, tmp_path: Path) -> None:
+    await engine.create(name, SLEEPER)
+    async with engine_proxy(tmp_path / "p.sock") as faults:
+        faults.answer["DELETE /containers/"] = (500, 1000)
+        slow = Engine(f"unix://{tmp_path}/p.sock", timeout_s=0.3)
+        with pytest.raises(EngineUnavailable, match="did not remove"):
+            await slow.remove(name)
+        await slow.aclose()
 
 
 @needs("docker")
