@@ -12,11 +12,11 @@ from fastapi import FastAPI
 from orchestrator.backends.registry import backend_class
 from orchestrator.cli.identity import handle_secret, host_lock
 from orchestrator.clusters.local import LocalCluster
-from orchestrator.errors import Misconfigured
+from orchestrator.errors import Draining, Misconfigured
 from orchestrator.graders.registry import grader
 from orchestrator.hosts.host import SandboxHost
 from orchestrator.hosts.settings import HostSettings
-from orchestrator.interfaces import SandboxBackend, Templates
+from orchestrator.interfaces import Host, SandboxBackend, Templates
 from orchestrator.models import HostId, Job, JobId, Task, TaskId
 from orchestrator.repos.templates import TemplateCache
 from orchestrator.repos.workspace import Workspaces, make_workspaces
@@ -153,11 +153,18 @@ async def gateway(settings: Settings) -> AsyncIterator[FastAPI]:
                 auth=auth,
                 handle_secret=handle_secret(settings.deployment_dir),
                 schemas=schemas,
-                ready=store.check,
+                ready=functools.partial(ready, store, host),
                 call_timeout_s=settings.call_deadline_s,
                 grade_timeout_s=settings.call_deadline_s,
             )
         )
+
+
+async def ready(store: SqlStore, host: Host) -> None:
+    """Raises StoreError, Draining: requests should go elsewhere."""
+    await store.check()
+    if (await host.load()).draining:
+        raise Draining("this host is stopping")
 
 
 def find_task(jobs: Mapping[JobId, Job], job: JobId, task: TaskId) -> Task | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,8 @@ pytestmark = [needs("docker", "root"), pytest.mark.anyio, pytest.mark.timeout(24
 
 async def send(session: aiohttp.ClientSession, url: str, data: bytes | str | object) -> tuple[int, str]:
     raw = data if isinstance(data, bytes | str) else json.dumps(data)
-    async with session.post(url, data=raw, headers={"content-type": "application/json"}) as response:
+    body = io.BytesIO(raw.encode() if isinstance(raw, str) else raw)
+    async with session.post(url, data=body, headers={"content-type": "application/json"}) as response:
         return response.status, await response.text()
 
 
