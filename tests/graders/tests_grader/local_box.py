@@ -52,7 +52,8 @@ for source, target in wish["binds"]:
     mount("--bind", source, target)
 os.makedirs("/srv/venv/bin")
 os.symlink(wish["python"], "/srv/venv/bin/python")
-open("/srv/venv/pyvenv.cfg", "w").write("include-system-site-packages = false\\n")
+with open("/srv/venv/pyvenv.cfg", "w") as settings:
+    settings.write("home = " + os.path.dirname(wish["python"]) + "\\ninclude-system-site-packages = false\\n")
 os.mkdir("/srv/workspace"); os.chown("/srv/workspace", wish["uid"], wish["uid"])
 os.mkdir("/srv/trusted")
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # orphans are reaped by the kernel
