@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from orchestrator.errors import SandboxDead, SandboxLost, StaleLease, TiltyardError
+from orchestrator.errors import SandboxDead, SandboxLost, StaleLease
 from orchestrator.hosts.admission import Kind, Ticket, TicketId
 from orchestrator.hosts.calls import Entry, Runnable, plan, rejoined
 from orchestrator.hosts.evidence import end_of
@@ -25,7 +25,7 @@ from orchestrator.hosts.leases import (
     RecordRead,
     Stale,
 )
-from orchestrator.hosts.lifecycle import Lifecycle
+from orchestrator.hosts.lifecycle import Lifecycle, ours
 from orchestrator.hosts.rollout import Rollout, watched
 from orchestrator.interfaces import Lease, Sandbox
 from orchestrator.models import Binding, CallRecord, PendingCall, RolloutState, Task
@@ -112,8 +112,9 @@ class Adoption:
                 return self._life.post(rollout, BoxDied(end=end_of(error)))
             except SandboxLost as error:
                 return self._life.post(rollout, BoxLost(reason=f"{error.reason}: {error.message}"), error)
-            except TiltyardError as error:  # the engine or the store is not there yet
-                log.warning("adoption_waits", rollout=str(rollout.key), reason=error.reason, retry_in_s=delay_s)
+            except Exception as error:  # noqa: BLE001  the engine or the store is not there yet: nothing is lost by waiting
+                reason = ours(error, "adoption", rollout.key).reason
+                log.warning("adoption_waits", rollout=str(rollout.key), reason=reason, retry_in_s=delay_s)
             else:
                 return None
             await asyncio.sleep(delay_s)

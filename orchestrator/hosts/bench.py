@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import count
 
-from orchestrator.errors import GraderError, SandboxDead, SandboxError, StoreError
+from orchestrator.errors import GraderError, SandboxError, StoreError
 from orchestrator.hosts.admission import Kind, Ticket, TicketId
 from orchestrator.hosts.calls import span_s
-from orchestrator.hosts.opening import create
+from orchestrator.hosts.opening import create, first_lease
 from orchestrator.hosts.parts import Parts, new_sandbox_id, spec_for
 from orchestrator.hosts.reserve import Reserve
 from orchestrator.interfaces import GraderBox, Sandbox
@@ -101,7 +101,7 @@ class HostBench:
         try:
             await self._lease(sandbox)
             leased = True
-        except (SandboxError, SandboxDead):
+        except SandboxError:
             return None
         finally:
             if not leased:
@@ -149,7 +149,7 @@ class HostBench:
             self._parts.grading_boxes.discard(sandbox_id)
 
     async def _lease(self, sandbox: Sandbox) -> None:
-        await sandbox.lease(grading_key(self._evidence.rollout), Epoch(1))
+        await first_lease(sandbox, grading_key(self._evidence.rollout), Epoch(1))
 
 
 def grading_key(rollout: RolloutKey) -> RolloutKey:

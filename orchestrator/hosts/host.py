@@ -28,7 +28,7 @@ from orchestrator.hosts.admission import Limits as AdmissionLimits
 from orchestrator.hosts.adoption import Adoption, record_read
 from orchestrator.hosts.calls import Entry, Runnable, plan
 from orchestrator.hosts.gate import Gate
-from orchestrator.hosts.leases import BoxWanted, CallArrived, GradeAsked, LeaseState, Phase, ReleaseAsked
+from orchestrator.hosts.leases import OVER, BoxWanted, CallArrived, GradeAsked, LeaseState, Phase, ReleaseAsked
 from orchestrator.hosts.lifecycle import Lifecycle, ours, tainted
 from orchestrator.hosts.parts import Parts
 from orchestrator.hosts.permits import Permits
@@ -138,7 +138,7 @@ class SandboxHost:
 
     async def _stop(self) -> None:
         """Every task ends; boxes of rollouts stay, those of grades and of the reserve go."""
-        self._draining = True
+        self._draining = self._life.stopped = True
         async with self._removals:
             await self._tasks.__aexit__(None, None, None)
             self._reserve.close()
@@ -165,6 +165,8 @@ class SandboxHost:
         found = await self._find(rollout, task, deadline)
         if isinstance(found, Binding):
             raise ended(found.state, found.reason)
+        if found.state.phase is Phase.UNOPENED:
+            self._refuse_when_draining()
         self._life.post(found, BoxWanted())
         if found.state.phase is Phase.OPENING and found.opened is not None:
             await self._wait(found, found.opened, deadline)
@@ -193,14 +195,9 @@ class SandboxHost:
     async def grade(self, request: GradeRequest, task: Task, *, timeout_s: float) -> Reward:
         """See `Host.grade`. Calls that wait are refused, running ones have `settle_s`; then the box is frozen."""
         deadline = time.monotonic() + min(timeout_s, self._settings.grade_deadline_s)
-        found = await self._find(request.rollout, task, deadline)
+        found = await self._gradable(request.rollout, task, deadline)
         if isinstance(found, Binding):
             return await self._parts.store.reward(request.rollout) or _raise(ended(found.state, found.reason))
-        if found.graded is None:
-            if reason := await self._parts.store.tainted(request.rollout):
-                self._life.post(found, ReleaseAsked(reason="never to be scored"))
-                raise tainted(reason)
-            self._refuse_when_draining()
         if found.graded is None:
             found.graded = watched()
             found.final_answer = request.final_answer
@@ -208,25 +205,45 @@ class SandboxHost:
         self._life.post(found, GradeAsked())
         return await self._wait(found, graded, deadline)
 
+    async def _gradable(self, key: RolloutKey, task: Task, deadline: float) -> Rollout | Binding:
+        """A rollout whose grade may begin, or be joined; or the binding of one that is over. Raises RolloutClosed when it is tainted."""
+        while True:
+            found = await self._find(key, task, deadline)
+            if isinstance(found, Binding) or found.graded is not None:
+                return found
+            self._refuse_when_draining()
+            if reason := await self._parts.store.tainted(key):
+                self._life.post(found, ReleaseAsked(reason="never to be scored"))
+                raise tainted(reason)
+            if found.state.phase not in OVER:  # else it ended while we asked
+                return found
+
     async def release(self, rollout: RolloutKey) -> None:
         """See `Host.release`. Returns when the end is stored; a rollout that is being graded ends with its grade instead."""
         found = self._life.live.get(rollout)
+        if found is not None and found.adopted is not None:
+            await self._wait(found, found.adopted, time.monotonic() + self._settings.call_deadline_s)
+            found = self._life.live.get(rollout)
         if found is None:
-            binding = await self._parts.store.binding(rollout)
-            if binding is None:
-                raise UnknownRollout(f"no rollout {rollout.trace_id!r}")
-            if binding.state in OPEN_STATES:
-                self._refuse_foreign(binding)
-                await self._parts.store.close(binding, RolloutState.RELEASED, "released")
-                if binding.sandbox is not None:
-                    self._parts.remover.retire(binding.sandbox)
-            return
+            return await self._release_stored(rollout)
         self._life.post(found, ReleaseAsked(reason="released"))
         if found.state.phase is Phase.CLOSING:
             await found.rested.wait()
             if found.state.phase is not Phase.CLOSING:
-                return
+                return None
             raise StoreError("the end of the rollout could not be recorded; retry")
+        return None
+
+    async def _release_stored(self, rollout: RolloutKey) -> None:
+        """One that is not in memory: over, without a box, or with stored evidence (which a later grade needs)."""
+        binding = await self._parts.store.binding(rollout)
+        if binding is None:
+            raise UnknownRollout(f"no rollout {rollout.trace_id!r}")
+        if binding.state is RolloutState.OPEN:
+            self._refuse_foreign(binding)
+            await self._parts.store.close(binding, RolloutState.RELEASED, "released")
+            if binding.sandbox is not None:
+                self._parts.remover.retire(binding.sandbox)
 
     async def load(self) -> HostLoad:
         live = self._life.live.values()
@@ -308,29 +325,31 @@ class SandboxHost:
             return binding
         self._refuse_foreign(binding)
         _refuse_other_task(binding.task, task)
-        if binding.boot_id is not None or binding.state is RolloutState.GRADING:
+        if binding.boot_id is not None and binding.state is RolloutState.OPEN:
             self._adoption.begin(binding, task)
             return self._life.live[key]
-        rollout = Rollout(binding=binding, task=task, state=self._unopened(task))
+        rollout = Rollout(binding=binding, task=task, state=self._boxless(binding, task))
         if binding.sandbox is not None or binding.created_at < asked_at:
             await self._read_record(rollout)
         self._life.live[key] = rollout
         return rollout
 
-    def _unopened(self, task: Task) -> LeaseState:
+    def _boxless(self, binding: Binding, task: Task) -> LeaseState:
+        """Of a rollout that never had a box, or whose evidence is stored and whose grade failed: its box has ended."""
         return LeaseState(
-            phase=Phase.UNOPENED,
+            phase=Phase.GRADING if binding.state is RolloutState.GRADING else Phase.UNOPENED,
             budget=task.max_calls,
             ttl_s=self._settings.idle_ttl_s,
             active_at=self._parts.clock(),
         )
 
     async def _read_record(self, rollout: Rollout) -> None:
-        """A rollout that was seen before and has no box: calls may have been answered without one, and a grade may have begun."""
+        """A rollout that was seen before and has no box: calls may have been answered, and a grade may have begun."""
         records = await self._parts.store.calls(rollout.key)
         rollout.finished = {record.key for record in records}
         rollout.evidence = await self._parts.store.evidence(rollout.key)
-        rollout.restore(record_read(records), graded_so_far=rollout.evidence is not None)
+        if rollout.state.phase is Phase.UNOPENED:
+            rollout.restore(record_read(records), graded_so_far=rollout.evidence is not None)
 
     # ---- the rest
 

@@ -81,9 +81,13 @@ class Lifecycle:
         self.live: dict[RolloutKey, Rollout] = {}
         self.fenced: set[SandboxId] = set()
         """Boxes of rollouts that another host took over: never touched from here."""
+        self.stopped = False
+        """Nothing follows from an event any more: the successor goes on from the store and the boxes."""
 
     def post(self, rollout: Rollout, event: Event, error: TiltyardError | None = None) -> None:
         """Tell what happened; what follows from it is started. `error` is what those whose wish ends with it are told."""
+        if self.stopped:
+            return
         rollout.state, actions = step(rollout.state, event, self.parts.clock())
         for action in actions:
             self._act(rollout, action, error)
@@ -261,7 +265,7 @@ class Lifecycle:
     async def _gather(self, rollout: Rollout) -> None:
         try:
             await self._refuse_tainted(rollout.key)
-            evidence = await gather(self.parts, rollout)
+            evidence = await self._evidence(rollout)
             rollout.evidence = await self.parts.store.put_evidence(rollout.binding, evidence)
             rollout.binding = await self.parts.store.close(rollout.binding, RolloutState.GRADING, "")
             failpoints.hit("after_evidence")
@@ -273,6 +277,20 @@ class Lifecycle:
             self._grade_failed(rollout, error)
         else:
             self.post(rollout, EvidenceStored())
+
+    async def _evidence(self, rollout: Rollout) -> Evidence:
+        """A box that does not answer is asked once more, from a new connection, before it counts as lost."""
+        used = rollout.sandbox
+        try:
+            return await gather(self.parts, rollout)
+        except AgentProtocolError:
+            raise
+        except SandboxLost:
+            try:
+                await self._reattach(rollout, used)
+            except SandboxDead as dead:
+                self.post(rollout, BoxDied(end=end_of(dead)))
+        return await gather(self.parts, rollout)
 
     async def _grade(self, rollout: Rollout) -> None:
         try:

@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable
 
 from orchestrator import failpoints
-from orchestrator.errors import SandboxDead, StartFailed
+from orchestrator.errors import SandboxDead, SandboxLost, StartFailed
 from orchestrator.hosts.admission import Kind, Ticket
 from orchestrator.hosts.parts import Parts, new_sandbox_id, spec_for
 from orchestrator.hosts.rollout import Rollout
-from orchestrator.interfaces import Sandbox, SandboxSpec, Template
-from orchestrator.models import SandboxId
+from orchestrator.interfaces import Lease, Sandbox, SandboxSpec, Template
+from orchestrator.models import Epoch, RolloutKey, SandboxId
 
 GRACE_S = 30.0
 """Beyond a start's deadline, for a backend to say so itself."""
@@ -49,7 +49,7 @@ async def _make(parts: Parts, rollout: Rollout, template: Template, chosen: Call
     chosen(sandbox_id)
     sandbox = await create(parts, sandbox_id, spec_for(rollout.task, template, rollout=rollout.key))
     failpoints.hit("after_create")
-    lease = await sandbox.lease(rollout.key, rollout.binding.epoch)
+    lease = await first_lease(sandbox, rollout.key, rollout.binding.epoch)
     rollout.binding = await parts.store.attach_sandbox(rollout.binding, sandbox_id, lease.boot_id)
     rollout.sandbox, rollout.template = sandbox, template
 
@@ -64,3 +64,11 @@ async def create(parts: Parts, sandbox_id: SandboxId, spec: SandboxSpec) -> Sand
         raise StartFailed(f"no box started within {start_s:g} s") from error
     except SandboxDead as error:
         raise StartFailed(f"the box died while it started: {error.message}") from error
+
+
+async def first_lease(sandbox: Sandbox, rollout: RolloutKey, epoch: Epoch) -> Lease:
+    """Of a new box. Raises StartFailed: nothing ran in it yet, so that its end is nobody's doing and nothing is lost by it."""
+    try:
+        return await sandbox.lease(rollout, epoch)
+    except (SandboxDead, SandboxLost) as error:
+        raise StartFailed(f"the new box did not take its lease: {error.message}") from error

@@ -146,11 +146,11 @@ def _set(event: asyncio.Event, value: bool) -> None:
 
 def over(state: LeaseState) -> TiltyardError:
     """What is said to whoever comes too late."""
-    if state.phase in (Phase.GATHERING, Phase.GRADING):
-        return RolloutClosed("this rollout is being graded: no tool call runs in it any more")
     if state.phase is Phase.DROPPED:
         return StillRunning("this rollout is being set up anew; retry")
-    return ended(state.end, state.reason)
+    if state.phase in (Phase.CLOSING, Phase.CLOSED):
+        return ended(state.end, state.reason)
+    return RolloutClosed("this rollout is being graded: no tool call runs in it any more")
 
 
 def ended(end: RolloutState | None, reason: str) -> RolloutClosed:

@@ -28,10 +28,11 @@ def disarmed() -> Iterator[None]:
 async def crash(host: SandboxHost) -> None:
     """Stop everything the host does, at whatever it waits for, with nothing tidied up: as near to kill -9 as one process can come."""
     owned = [*host._tasks._tasks, *host._removals._tasks]
-    host._tasks._closed = host._removals._closed = True
+    host._draining = host._life.stopped = host._tasks._closed = host._removals._closed = True
     for task in owned:
         task.cancel()
     await asyncio.gather(*owned, return_exceptions=True)
+    host._life.live.clear()
 
 
 async def state(world: World) -> RolloutState:

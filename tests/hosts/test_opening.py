@@ -8,7 +8,7 @@ from orchestrator import failpoints
 from orchestrator.backends.fake import BadStart, CreateReplyLost, SlowStart
 from orchestrator.errors import EngineUnavailable, HostFull, Misconfigured, RolloutClosed, StartFailed, StillRunning
 from orchestrator.models import JobId, Limits, RolloutState
-from tests.hosts.world import JOB, NO_TEMPLATE, World, a_call, a_task, key, until
+from tests.hosts.world import JOB, NO_TEMPLATE, World, a_call, a_task, key, until, until_true
 
 pytestmark = pytest.mark.anyio
 
@@ -148,8 +148,16 @@ async def test_jobs_share_by_weight(world: World) -> None:
                 )
         await until(lambda: host._gate.admission.queued == 20)
         await host.release(key("blocker-0"))
-        await until(lambda: len(world.machine.boxes) == 4 and (host._gate.admission.queued == 16))
-        jobs = [binding.rollout.job for binding in await world.store.open_bindings(host.id) if binding.boot_id]
+        await until(lambda: host._gate.admission.queued == 16)
+
+        async def holding() -> list[JobId]:
+            return [binding.rollout.job for binding in await world.store.open_bindings(host.id) if binding.boot_id]
+
+        async def four() -> bool:
+            return len(await holding()) == 4
+
+        await until_true(four)
+        jobs = await holding()
         assert sorted(jobs) == [big, big, big, small]
 
 
