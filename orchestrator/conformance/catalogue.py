@@ -1,6 +1,6 @@
 """All checks, in the order in which they are run."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 
 from orchestrator.conformance import (
@@ -15,6 +15,7 @@ from orchestrator.conformance import (
     protocol_checks,
 )
 from orchestrator.conformance.model import Check
+from orchestrator.errors import Misconfigured
 
 MODULES = (
     exec_checks,
@@ -27,6 +28,14 @@ MODULES = (
     limit_checks,
     life_checks,
 )
+
+
+def in_groups(groups: Collection[str]) -> Sequence[Check]:
+    """Checks of these groups, of all where none is named. Raises Misconfigured for an unknown group."""
+    known = {module.GROUP.name for module in MODULES}
+    if unknown := sorted(set(groups) - known):
+        raise Misconfigured(f"unknown groups of checks {unknown}; there are: {', '.join(sorted(known))}")
+    return [check for check in checks() if not groups or check.group in groups]
 
 
 @cache

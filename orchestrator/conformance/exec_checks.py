@@ -187,6 +187,7 @@ async def output_above_its_cap_is_cut(rig: Rig) -> None:
         sent = bytes(65 + i % 26 for i in range(size))
         expect.that(1000 <= kept <= 1024, f"about 1024 bytes kept of {size}, found {kept}")
         expect.equal((output.cut_bytes, output.total_bytes), (size - kept, size), "cut and total")
+        expect.that(min(len(output.head), len(output.tail)) >= 500, "half of it from the head, half from the tail")
         expect.that(sent.startswith(output.head) and sent.endswith(output.tail), "the true head and tail")
 
 
@@ -269,11 +270,10 @@ async def many_commands_run_at_once(rig: Rig) -> None:
 async def commands_do_not_wait_for_each_other(rig: Rig) -> None:
     """A slow command holds up no other."""
     box = await rig.box()
-    slow = asyncio.create_task(box.sh("sleep 2"))
+    slow = asyncio.create_task(box.sh("sleep 1"))
     try:
-        began = time.monotonic()
         await box.text("true")
-        expect.that(time.monotonic() - began < 1.5, "a quick command beside a slow one to be quick")
+        expect.that(not slow.done(), "a quick command to end before the slow one that began before it")
     finally:
         await slow
 

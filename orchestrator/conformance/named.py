@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -41,8 +41,16 @@ def _template(folder: Path, image: str) -> Template:
 
 
 async def run_named(
-    backend: SandboxBackend, *, image: str = DEFAULT_IMAGE, on_result: Callable[[Result], None] = lambda result: None
+    backend: SandboxBackend,
+    *,
+    image: str = DEFAULT_IMAGE,
+    groups: Collection[str] = (),
+    on_result: Callable[[Result], None] = lambda result: None,
 ) -> Report:
-    """Every check over `backend`, its known gaps taken from `GAPS` by its name. Raises TiltyardError when it cannot be begun."""
+    """Every check (or those of `groups`) over `backend`, its known gaps taken from `GAPS` by its name.
+
+    `on_result` is told of each as it ends. Raises Misconfigured for an unknown group.
+    """
     async with suite_spec(image) as spec:
-        return await run(backend, spec=spec, gaps=GAPS.get(backend.name, {}), on_result=on_result)
+        gaps = GAPS.get(backend.name, {})
+        return await run(backend, spec=spec, gaps=gaps, on_result=on_result, groups=groups)

@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from orchestrator.conformance.catalogue import checks
+from orchestrator.conformance.catalogue import checks, in_groups
 from orchestrator.conformance.model import Broken, Check, Outcome, Report, Result, check_gaps
 from orchestrator.conformance.rig import Rig
 from orchestrator.errors import TiltyardError
@@ -87,12 +87,17 @@ async def run(
     spec: SandboxSpec,
     gaps: Mapping[str, str],
     on_result: Callable[[Result], None] = _ignore,
+    groups: Collection[str] = (),
 ) -> Report:
-    """Every check over `backend`, boxes made from `spec`. `gaps`: check id -> why it is known to fail. Raises Misconfigured."""
+    """Every check (or those of `groups`) over `backend`, boxes made from `spec`. `gaps`: check id -> why it is known to fail.
+
+    Raises Misconfigured for a gap or group that is not known.
+    """
+    chosen = in_groups(groups)
     suite = Suite(backend, spec, gaps)
     results: list[Result] = []
     try:
-        for check in checks():
+        for check in chosen:
             result = await suite.run(check)
             results.append(result)
             on_result(result)

@@ -18,7 +18,8 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(row, id=row.name, marks=needs(*row.needs) if row.needs else ()) for row in ROWS]
+    scope="module",
+    params=[pytest.param(row, id=row.name, marks=needs(*row.needs) if row.needs else ()) for row in ROWS],
 )
 async def suite(request: pytest.FixtureRequest) -> AsyncIterator[Suite]:
     row: Row = request.param

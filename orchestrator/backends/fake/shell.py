@@ -262,7 +262,8 @@ def _captured(shell: Shell, script: Script) -> Generator[float | Job, None, str]
 
 
 def _text(shell: Shell, word: Word) -> Generator[float | Job, None, str]:
-    return " ".join((yield from _expand(shell, word)))
+    """An assignment's value or a redirection's target: never split."""
+    return " ".join((yield from _expand(shell, tuple(replace(part, quoted=True) for part in word))))
 
 
 # Running

@@ -334,8 +334,9 @@ class _Parser:
         if char == '"':
             return self._double_quoted()
         if char == "\\":
+            escaped = self.text[self.at + 1 : self.at + 2]
             self.at += 2
-            return [Text(self.text[self.at - 1 : self.at], True)]
+            return [] if escaped == "\n" else [Text(escaped, True)]
         if char == "`":
             raise ShellSyntaxError("backquotes are not done by the fake shell")
         if char == "$":
@@ -366,7 +367,8 @@ class _Parser:
                 parts.append(self._dollar(quoted=True))
             elif char == "\\":
                 escaped = self.text[self.at + 1 : self.at + 2]
-                parts.append(Text(escaped if escaped in '"\\$`' else "\\" + escaped, True))
+                if escaped != "\n":
+                    parts.append(Text(escaped if escaped in '"\\$`' else "\\" + escaped, True))
                 self.at += 2
             else:
                 parts.append(Text(self._run('"$\\'), True))
