@@ -121,8 +121,8 @@ func chmodOpen(fd int, mode uint32) error {
 }
 
 func join(prefix, name string) string {
-	if prefix == "" {
-		return name
+	if prefix == "" || name == "" {
+		return prefix + name
 	}
 	return prefix + "/" + name
 }

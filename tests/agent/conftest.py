@@ -9,7 +9,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -92,22 +92,22 @@ class Box:
     @property
     def agent_pid(self) -> int:
         """The machine's pid of the agent: the one child of unshare."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(children[0])
+        return first_child(self.process.pid)
 
     def another_client(self) -> AgentClient:
         return AgentClient(SandboxId(SANDBOX), Path(self.config.socket), explain_loss=lost)
 
 
 def processes() -> Iterator[tuple[int, int, str]]:
-    """(pid, real uid, state) of every process of the machine."""
+    """(pid, uid, state) of the machine's processes that are not root's."""
     for entry in os.listdir("/proc"):
         if entry.isdigit():
-            with contextlib.suppress(OSError):
-                lines = dict(
-                    line.split(":", 1) for line in Path(f"/proc/{entry}/status").read_text().splitlines() if ":" in line
-                )
-                yield int(entry), int(lines["Uid"].split()[0]), lines["State"].strip()[0]
+            with contextlib.suppress(OSError, ValueError):
+                uid = os.stat(f"/proc/{entry}/task").st_uid
+                if uid == 0:
+                    continue  # root's, or undumpable
+                state = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[0]
+                yield int(entry), uid, state
 
 
 async def lost() -> TiltyardError:
@@ -146,7 +146,9 @@ def lay_out(root: Path, **changes: object) -> AgentConfig:
     return config
 
 
-async def start_agent(root: Path, *, prefix: tuple[str, ...] = (), env: Mapping[str, str] | None = None) -> asyncio.subprocess.Process:
+async def start_agent(
+    root: Path, *, prefix: tuple[str, ...] = (), env: Mapping[str, str] | None = None
+) -> asyncio.subprocess.Process:
     command = ("unshare", "-pmf", "--mount-proc", "--kill-child", *prefix, str(agent_binary()))
     log = (root / "log").open("ab")
     with log:
@@ -156,10 +158,19 @@ async def start_agent(root: Path, *, prefix: tuple[str, ...] = (), env: Mapping[
 
 
 async def stop_agent(process: asyncio.subprocess.Process) -> None:
-    """The namespace's first process dies with unshare, and all others with it."""
-    with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGKILL)
+    """Kill the namespace's first process: unshare ends when that, and so everything in the namespace, is gone."""
+    if process.returncode is None:
+        with contextlib.suppress(OSError, IndexError):
+            os.kill(first_child(process.pid), signal.SIGKILL)
+            await process.wait()
+        if process.returncode is None:
+            process.kill()
     await process.wait()
+
+
+def first_child(pid: int) -> int:
+    """Raises OSError, IndexError."""
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
 OpenBox = Callable[..., AbstractAsyncContextManager[Box]]
@@ -167,7 +178,10 @@ OpenBox = Callable[..., AbstractAsyncContextManager[Box]]
 
 @pytest.fixture
 def open_box() -> Iterator[OpenBox]:
-    """`async with open_box(journal_limit_bytes=...) as box`; `leased=False` leaves the lease to the test."""
+    """`async with open_box(journal_limit_bytes=...) as box`; `leased=False` leaves the lease to the test.
+
+    `prefix` is a command that runs the agent; "{workspace}" and "{uid}" in it are the box's.
+    """
     made: list[Path] = []
 
     @asynccontextmanager
@@ -175,7 +189,8 @@ def open_box() -> Iterator[OpenBox]:
         root = Path(tempfile.mkdtemp(prefix="test-agent-"))
         made.append(root)
         config = lay_out(root, **changes)
-        process = await start_agent(root, prefix=prefix)
+        known = {"workspace": config.workspace, "uid": config.uid_base}
+        process = await start_agent(root, prefix=tuple(part.format_map(known) for part in prefix))
         client = AgentClient(SandboxId(SANDBOX), Path(config.socket), explain_loss=lost)
         box = Box(root=root, config=config, process=process, client=client)
         try:
@@ -203,6 +218,3 @@ async def ready(box: Box) -> None:
 async def box(open_box: OpenBox) -> AsyncIterator[Box]:
     async with open_box() as opened:
         yield opened
-
-
-Awaited = Awaitable[object]

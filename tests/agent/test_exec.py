@@ -184,7 +184,9 @@ async def test_output_can_be_followed_while_the_command_runs(box: Box) -> None:
 
     call = box.header()
     await box.text("mkfifo go")
-    running = asyncio.create_task(box.send(Exec(argv=("sh", "-c", "echo first; read x < go; echo last"), timeout_s=10), call))
+    running = asyncio.create_task(
+        box.send(Exec(argv=("sh", "-c", "echo first; read x < go; echo last"), timeout_s=10), call)
+    )
     await until(lambda: len(box.pids()) == 1, "the command to run")
     connector = aiohttp.UnixConnector(path=box.config.socket)
     async with aiohttp.ClientSession(connector=connector) as session:
@@ -204,4 +206,6 @@ async def test_nothing_of_the_agents_own_environment_reaches_commands(open_box) 
     async with open_box(prefix=("env", "CANARY=planted")) as box:
         environ = Path(f"/proc/{box.agent_pid}/environ").read_bytes()
         assert b"CANARY=planted" in environ, "the agent itself was given it"
-        assert "CANARY" not in await box.text("env; cat /proc/1/environ 2>/dev/null; cat /proc/*/environ 2>/dev/null; true")
+        assert "CANARY" not in await box.text(
+            "env; cat /proc/1/environ 2>/dev/null; cat /proc/*/environ 2>/dev/null; true"
+        )

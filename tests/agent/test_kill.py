@@ -52,7 +52,7 @@ RUNNER = """
 import os, time
 if os.fork():
     time.sleep(1000)
-for _ in range(5):
+for _ in range(3):
     os.fork()
 os.setsid() if os.getpid() != os.getsid(0) else None
 while True:
@@ -109,9 +109,9 @@ async def test_cancel_ends_the_tree_and_is_told(box: Box) -> None:
 
 
 async def test_cancelling_the_caller_cancels_nothing(box: Box) -> None:
-    call, op = box.header(), Exec(argv=("sh", "-c", "sleep 0.5; echo done > done; echo result"), timeout_s=10)
+    call, op = box.header(), Exec(argv=("sh", "-c", "echo > begun; sleep 0.5; echo done > done; echo result"), timeout_s=10)
     caller = asyncio.create_task(box.send(op, call))
-    await until(lambda: len(box.pids()) > 0, "the command to run")
+    await until((box.workspace / "begun").exists, "the command to run")
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
@@ -150,8 +150,8 @@ async def test_freeze_ends_everything_and_refuses_what_is_new(box: Box) -> None:
 
 
 async def test_freeze_ends_a_bomb(box: Box) -> None:
-    running = asyncio.create_task(box.exec("python3", "-c", RUNNER, timeout_s=100))
-    await until(lambda: len(box.pids()) > 3, "the bomb to go off")
+    running = asyncio.create_task(box.exec("python3", "-c", f"open('begun', 'w').close()\n{RUNNER}", timeout_s=100))
+    await until((box.workspace / "begun").exists, "the bomb to go off")
     await box.own(Freeze())
     assert box.pids() == []
     assert isinstance(await running, ExecResult)
