@@ -14,7 +14,8 @@ from orchestrator.agent.client import AgentClient
 from orchestrator.agent.config import RUN_DIR, AgentConfig
 from orchestrator.backends.docker.agent_binary import install_agent
 from orchestrator.backends.docker.ends import classify_end
-from orchestrator.backends.docker.engine import ContainerState, Engine
+from orchestrator.backends.docker.engine import Engine
+from orchestrator.backends.docker.facts import ContainerState
 from orchestrator.backends.docker.finish import finish
 from orchestrator.backends.docker.seccomp import profile
 from orchestrator.backends.docker.settings import DockerSettings, engine_socket

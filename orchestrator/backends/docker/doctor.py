@@ -9,7 +9,8 @@ from pathlib import Path
 
 from orchestrator.backends.checks import Check, fail, ok, warn
 from orchestrator.backends.docker import base_images
-from orchestrator.backends.docker.engine import Engine, EngineFacts
+from orchestrator.backends.docker.engine import Engine
+from orchestrator.backends.docker.facts import EngineFacts
 from orchestrator.backends.docker.settings import DockerSettings, engine_socket
 from orchestrator.errors import EngineUnavailable, Misconfigured
 

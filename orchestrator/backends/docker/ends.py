@@ -1,6 +1,6 @@
 """Whose doing a box's end was: the model's (its grade is the floor) or ours (never a reward)."""
 
-from orchestrator.backends.docker.engine import ContainerState
+from orchestrator.backends.docker.facts import ContainerState
 from orchestrator.errors import SandboxDead, SandboxLost
 
 SIGKILLED = 128 + 9

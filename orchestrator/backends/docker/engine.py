@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +18,8 @@ import requests.exceptions
 from docker import APIClient
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
+from orchestrator.backends.docker import facts
+from orchestrator.backends.docker.facts import ContainerState, EngineFacts, ImageFacts, ListedContainer, tidy
 from orchestrator.backends.docker.finish import finish
 from orchestrator.errors import EngineUnavailable, Misconfigured, StartFailed
 from orchestrator.models import JsonValue
@@ -37,77 +37,6 @@ ANY_VERSION = "1.41"
 """For a request without a version in its path; engines refuse both what is newer and what is much older than they are."""
 UNKNOWN_RUNTIME = re.compile(r"unknown (or invalid )?runtime", re.IGNORECASE)
 """Engines before 23 say "Unknown runtime specified X", later ones "unknown or invalid runtime name: X"."""
-HOST_PATH = re.compile(r"(?:/[\w.@+:-]+){2,}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContainerState:
-    """What the engine says of one container. `exit_code` means something only when `running` is false."""
-
-    id: str
-    name: str
-    image: str
-    running: bool
-    exit_code: int
-    oom_killed: bool
-    error: str
-    pid: int
-    started_at: float
-    runtime: str
-    labels: Mapping[str, str] = field(default_factory=dict)
-    mounts: Mapping[str, Path] = field(default_factory=dict)
-    """Where in the box -> the folder of this machine."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListedContainer:
-    """One line of the engine's list."""
-
-    id: str
-    name: str
-    running: bool
-    created_at: float
-    labels: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineFacts:
-    """What the engine says of itself, reduced to what we decide by."""
-
-    version: str
-    api_version: str
-    runtimes: tuple[str, ...]
-    runc_version: str
-    cgroup_version: str
-    live_restore: bool
-    storage_driver: str
-    backing_filesystem: str
-    root_dir: Path
-    security_options: tuple[str, ...]
-    memory_limit: bool
-    swap_limit: bool
-    pids_limit: bool
-    cpu_quota: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageFacts:
-    id: str
-    labels: Mapping[str, str]
-    environment: Mapping[str, str]
-
-
-def tidy(text: str) -> str:
-    """An engine's message without this machine's paths, on one line, short enough for a trainer's log."""
-    return HOST_PATH.sub("<path>", " ".join(text.split()))[:400]
-
-
-def timestamp(text: str) -> float:
-    """Seconds since 1970 of the engine's RFC 3339 with nanoseconds; 0.0 for its "never"."""
-    seconds, _, rest = text.rstrip("Z").partition(".")
-    if not seconds or seconds.startswith("0001"):
-        return 0.0
-    return datetime.fromisoformat(seconds + "+00:00").timestamp() + float(f"0.{rest[:6] or 0}")
 
 
 class Engine:
@@ -132,7 +61,7 @@ class Engine:
 
     async def facts(self) -> EngineFacts:
         info, version = await self._call(lambda api: (api.info(), api.version()))
-        return _engine_facts(info, version)
+        return facts.engine_facts(info, version)
 
     async def create(self, name: str, body: Mapping[str, JsonValue]) -> str:
         """The new container's id. Raises Misconfigured (no such image or runtime), StartFailed."""
@@ -146,13 +75,13 @@ class Engine:
     async def inspect(self, container: str) -> ContainerState | None:
         """By id or name; None when there is none."""
         found = await self._call(lambda api: _absent_as_none(api.inspect_container, container))
-        return None if found is None else _container_state(found)
+        return None if found is None else facts.container_state(found)
 
     async def containers(self, labels: Mapping[str, str]) -> Sequence[ListedContainer]:
         """All, running or not, that carry every one of `labels`."""
         wanted = [f"{key}={value}" for key, value in labels.items()]
         found = await self._call(lambda api: api.containers(all=True, filters={"label": wanted}))
-        return [_listed(entry) for entry in found]
+        return [facts.listed_container(entry) for entry in found]
 
     async def remove(self, container: str) -> None:
         """Kill and remove; returns when the engine no longer knows it. Gone already is fine, and so are others who remove it, too.
@@ -168,7 +97,7 @@ class Engine:
     async def memory_share(self, container: str) -> float:
         """What its processes hold for good, as a share of its limit; page cache does not count. 0.0 where the engine does not say."""
         found = await self._call(lambda api: api.stats(container, stream=False, one_shot=True))
-        return _memory_share(found)
+        return facts.memory_share(found)
 
     async def killed_from_outside(self, container: str, since: float) -> bool:
         """Whether the engine was asked to kill or stop it, as far as its memory of events reaches (some hundred events)."""
@@ -178,11 +107,7 @@ class Engine:
 
     async def image(self, reference: str) -> ImageFacts | None:
         found = await self._call(lambda api: _absent_as_none(api.inspect_image, reference))
-        if found is None:
-            return None
-        config = found.get("Config") or {}
-        environment = dict(entry.partition("=")[::2] for entry in config.get("Env") or [])
-        return ImageFacts(id=found["Id"], labels=config.get("Labels") or {}, environment=environment)
+        return None if found is None else facts.image_facts(found)
 
     async def wait_exit(self, container: str, *, deadline: float) -> ContainerState | None:
         """Its state once it runs no more; None when it is gone. Looks again and again, so that a caller may leave at any time.
@@ -332,13 +257,6 @@ def _removed(api: APIClient, container: str) -> bool:
     return True
 
 
-def _memory_share(stats: Mapping[str, Any]) -> float:
-    memory = stats.get("memory_stats") or {}
-    detail = memory.get("stats") or {}
-    held = detail.get("anon", detail.get("total_rss", 0))  # cgroup v2, v1
-    return float(held) / float(memory.get("limit") or 1)
-
-
 def _pauses() -> Iterator[float]:
     """Between two looks: short at first, since most waits are short."""
     pause_s = 0.02
@@ -374,52 +292,3 @@ def _build(
             progress(text)
         if "error" in line:
             raise StartFailed(f"building {tag} failed: {line['error']}\n" + "\n".join(tail))
-
-
-def _listed(entry: Mapping[str, Any]) -> ListedContainer:
-    return ListedContainer(
-        id=entry["Id"],
-        name=(entry.get("Names") or ["/"])[0].lstrip("/"),
-        running=entry.get("State") == "running",
-        created_at=float(entry.get("Created") or 0),
-        labels=entry.get("Labels") or {},
-    )
-
-
-def _container_state(found: Mapping[str, Any]) -> ContainerState:
-    state = found["State"]
-    return ContainerState(
-        id=found["Id"],
-        name=str(found["Name"]).lstrip("/"),
-        image=found["Image"],
-        running=bool(state["Running"]),
-        exit_code=int(state["ExitCode"]),
-        oom_killed=bool(state["OOMKilled"]),
-        error=str(state.get("Error") or ""),
-        pid=int(state["Pid"]),
-        started_at=timestamp(state.get("StartedAt") or ""),
-        runtime=str(found["HostConfig"].get("Runtime") or ""),
-        labels=found["Config"].get("Labels") or {},
-        mounts={str(mount["Destination"]): Path(mount["Source"]) for mount in found.get("Mounts") or []},
-    )
-
-
-def _engine_facts(info: Mapping[str, Any], version: Mapping[str, Any]) -> EngineFacts:
-    components = {part.get("Name"): str(part.get("Version", "")) for part in version.get("Components") or []}
-    driver_status = {str(row[0]): str(row[1]) for row in info.get("DriverStatus") or []}
-    return EngineFacts(
-        version=str(version.get("Version", "")),
-        api_version=str(version.get("ApiVersion", "")),
-        runtimes=tuple(sorted(info.get("Runtimes") or {})),
-        runc_version=components.get("runc", ""),
-        cgroup_version=str(info.get("CgroupVersion", "1")),
-        live_restore=bool(info.get("LiveRestoreEnabled")),
-        storage_driver=str(info.get("Driver", "")),
-        backing_filesystem=driver_status.get("Backing Filesystem", ""),
-        root_dir=Path(str(info.get("DockerRootDir", "/var/lib/docker"))),
-        security_options=tuple(info.get("SecurityOptions") or ()),
-        memory_limit=bool(info.get("MemoryLimit")),
-        swap_limit=bool(info.get("SwapLimit")),
-        pids_limit=bool(info.get("PidsLimit")),
-        cpu_quota=bool(info.get("CpuCfsQuota")),
-    )

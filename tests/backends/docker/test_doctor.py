@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.backends.checks import Verdict
 from orchestrator.backends.docker import doctor
-from orchestrator.backends.docker.engine import EngineFacts
+from orchestrator.backends.docker.facts import EngineFacts
 from orchestrator.backends.docker.settings import DockerSettings
 from tests.needs import needs
 

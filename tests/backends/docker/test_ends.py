@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.backends.docker.ends import classify_end
-from orchestrator.backends.docker.engine import ContainerState
+from orchestrator.backends.docker.facts import ContainerState
 from orchestrator.errors import SandboxDead, SandboxLost
 
 ENDED = ContainerState(

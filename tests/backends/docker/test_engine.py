@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.backends.docker.engine import Engine, tidy, timestamp
+from orchestrator.backends.docker.engine import Engine
+from orchestrator.backends.docker.facts import memory_share, tidy, timestamp
 from orchestrator.backends.docker.settings import DEFAULT_SOCKET, DockerSettings, engine_socket
 from orchestrator.errors import EngineUnavailable, Misconfigured, StartFailed
 from orchestrator.models import JsonValue
@@ -41,6 +42,18 @@ def test_paths_of_this_machine_do_not_travel() -> None:
 def test_the_engines_times_are_read_with_their_fractions() -> None:
     assert timestamp("2026-11-22T17:57:10.729863046Z") == pytest.approx(1795370230.729863)
     assert timestamp("0001-01-01T00:00:00Z") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("memory", "share"),
+    [
+        ({"limit": 1000, "usage": 999, "stats": {"anon": 400, "file": 599}}, 0.4),  # cgroup v2
+        ({"limit": 1000, "usage": 999, "stats": {"total_rss": 300, "total_cache": 699}}, 0.3),  # v1
+        ({}, 0.0),  # a container that just ended
+    ],
+)
+def test_held_memory_is_read_from_both_forms(memory: dict[str, object], share: float) -> None:
+    assert memory_share({"memory_stats": memory}) == share
 
 
 def test_a_remote_engine_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
