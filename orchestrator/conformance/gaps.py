@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 NO_KERNEL = "the fake backend runs no programs: there is no kernel, process, network or /proc to look at"
+NO_USERS = "the fake backend has no users: a principal is a name, and nothing is kept from it"
 NO_IMAGES = "the fake backend has no images: any name will do"
 
 _NEEDS_A_KERNEL = (
@@ -39,7 +40,11 @@ _NEEDS_A_KERNEL = (
     "limits/processor-time-is-limited",
     "limits/descriptors-and-core-files-are-limited",
 )
-_FAKE: Mapping[str, str] = {**dict.fromkeys(_NEEDS_A_KERNEL, NO_KERNEL), "life/missing-image-is-refused": NO_IMAGES}
+_FAKE: Mapping[str, str] = {
+    **dict.fromkeys(_NEEDS_A_KERNEL, NO_KERNEL),
+    "life/trusted-files-and-processes-are-out-of-reach": NO_USERS,
+    "life/missing-image-is-refused": NO_IMAGES,
+}
 _DOCKER: Mapping[str, str] = {}
 
 GAPS: Mapping[str, Mapping[str, str]] = MappingProxyType({"fake": _FAKE, "docker": _DOCKER})

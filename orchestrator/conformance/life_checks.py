@@ -230,6 +230,24 @@ async def grader_box_runs_the_trusted_principal(rig: Rig) -> None:
 
 
 @GROUP.negative(control=grader_box_runs_the_trusted_principal)
+async def trusted_files_and_processes_are_out_of_reach(rig: Rig) -> None:
+    """In a grading box other principals can neither read nor change what is trusted, nor signal trusted commands."""
+    async with rig.own_box(replace(rig.spec, grader=True)) as box:
+        put = Put(path="hidden", tar=packed({"secret": b"s3cret"}, 0o600), principal="trusted")
+        expect.kind(await box.run(put), PutResult)
+        script = 'cd "$TILTYARD_TRUSTED_DIR" && cat hidden/secret; sleep 1; cat hidden/secret'
+        trusted = asyncio.create_task(box.exec(replace(box.shell_op(script), principal="trusted")))
+        await asyncio.sleep(0.3)
+        folder = "/run/tiltyard/trusted"
+        attack = f"cat {folder}/hidden/secret; echo x > {folder}/hidden/secret; rm -rf {folder}/hidden; kill -9 -1"
+        for principal in (0, 1):
+            seen = await box.exec(replace(box.shell_op(attack), principal=principal))
+            expect.that(b"s3cret" not in seen.stdout.head, f"principal {principal} not to read the trusted file")
+        result = expect.succeeded(await trusted, "the trusted command")
+        expect.equal(result.stdout.head, b"s3crets3cret", "what the trusted command read before and after")
+
+
+@GROUP.negative(control=grader_box_runs_the_trusted_principal)
 async def rollout_box_has_no_trusted_principal(rig: Rig) -> None:
     """A rollout's box never runs anything as its agent's user."""
     box = await rig.box()
