@@ -19,6 +19,11 @@ from orchestrator.models import Limits, SandboxId
 log = structlog.get_logger(__name__)
 
 
+MAX_SOCKET_PATH = 107
+"""sun_path of unix(7), less its terminating zero."""
+LONGEST_SANDBOX_ID = 24
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostPath:
     """Bind this folder of the host, read-write."""
@@ -111,8 +116,20 @@ def check_state_dir(state_dir: Path) -> Path:
     return resolved
 
 
+def check_socket_room(state_dir: Path, deployment: str) -> None:
+    """Raises Misconfigured when a box's socket would lie deeper than the kernel can name, before any box is made."""
+    deepest = state_dir.resolve() / deployment / "boxes" / ("x" * LONGEST_SANDBOX_ID) / "agent" / "agent.sock"
+    over = len(str(deepest).encode()) - MAX_SOCKET_PATH
+    if over > 0:
+        raise Misconfigured(
+            f"the state folder's path is {over} bytes too long for the unix sockets below it: "
+            "choose a shorter TILTYARD_STATE_DIR or TILTYARD_DEPLOYMENT"
+        )
+
+
 def make_workspaces(state_dir: Path, deployment: str) -> Workspaces:
     """The form that this process's rights allow. Raises Misconfigured for a bad folder or deployment name."""
+    check_socket_room(state_dir, deployment)
     from orchestrator.repos.plain import PlainWorkspaces
     from orchestrator.repos.rooted import RootWorkspaces
 

@@ -17,7 +17,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
     repo = tmp_path_factory.mktemp("upstream") / "calc"
-    return task_rows(repo, make_repository(repo))
+    return task_rows(repo, make_repository(repo), max_calls=100_000)
 
 
 @pytest.fixture(scope="module")

@@ -196,3 +196,13 @@ async def test_an_engine_that_is_not_there_is_said_at_the_start(tmp_path: Path, 
     with pytest.raises(AssertionError, match=r"(?i)engine"):
         async with serving(tmp_path, rows, DOCKER_HOST="unix:///no/such/engine.sock"):
             pass
+
+
+async def test_a_state_folder_too_deep_for_sockets_is_said_at_the_start(
+    tmp_path: Path, rows: list[dict[str, object]]
+) -> None:
+    deep = tmp_path / ("d" * 60)
+    deep.mkdir()
+    with pytest.raises(AssertionError, match="shorter TILTYARD_STATE_DIR"):
+        async with serving(deep, rows):
+            pass

@@ -4,7 +4,6 @@ import asyncio
 import os
 import random
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import aiohttp
 import pytest
@@ -46,12 +45,12 @@ async def check_history(player: Trainer, turns: Sequence[int]) -> None:
 
 
 async def test_ten_kills_at_random_moments(
-    tmp_path: Path, rows: list[dict[str, object]], session: aiohttp.ClientSession
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]], session: aiohttp.ClientSession
 ) -> None:
     seed = int(os.environ.get("TILTYARD_SEED", random.SystemRandom().randrange(2**32)))
     print(f"seed: {seed} (TILTYARD_SEED={seed} runs it again)")
     dice = random.Random(seed)
-    async with serving(tmp_path, rows) as server:
+    async with serving(tmp_path_factory.mktemp("kills"), rows) as server:
         players = [
             Trainer(server=server, trace_id=f"trace_k{n}", task_id="calc-tests", session=session)
             for n in range(ROLLOUTS)
