@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from orchestrator.errors import GraderError
 from orchestrator.graders.tests.delta import MAX_JUDGED_BYTES
-from orchestrator.graders.tests.frames import Run, read_frames
+from orchestrator.graders.tests.frames import BadFrames, Run, read_frames
 from orchestrator.graders.tests.plan import Plan
 from orchestrator.interfaces import GraderBox
 from orchestrator.models import FileChange, Limits
@@ -87,7 +87,7 @@ async def run_tests(box: GraderBox, plan: Plan) -> Run:
         raise GraderError(f"the tests could not be started: {_why(result)}")
     try:
         run = read_frames(result.events)
-    except ValueError as error:
+    except BadFrames as error:
         raise GraderError(f"the test runner's frames cannot be read: {error}") from None
     if run.begun is None:
         raise GraderError(f"the tests could not be started: {_why(result)}")

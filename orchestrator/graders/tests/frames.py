@@ -16,6 +16,10 @@ MAX_LINES_BYTES = 8 * 1024 * 1024
 """Of one child, inflated; twice what the director keeps."""
 
 
+class BadFrames(ValueError):
+    """What the director would never write."""
+
+
 class _Frame(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -70,10 +74,10 @@ class Run:
 
 
 def read_frames(data: bytes) -> Run:
-    """Raises ValueError for what the director would never write."""
+    """Raises BadFrames."""
     begun, complete, reports = None, False, {}
     for line in data.split(b"\n")[:-1]:
-        value = json.loads(line)
+        value = _value(line)
         match value:
             case {"begun": int(count)}:
                 begun = count
@@ -83,8 +87,15 @@ def read_frames(data: bytes) -> Run:
                 report = _report(value)
                 reports[report.child] = report
     if begun is not None and any(not 0 <= number < begun for number in reports):
-        raise ValueError("a frame of a child that is not in the plan")
+        raise BadFrames("a frame of a child that is not in the plan")
     return Run(begun=begun, complete=complete and len(reports) == begun, reports=reports)
+
+
+def _value(line: bytes) -> object:
+    try:
+        return json.loads(line)
+    except ValueError:
+        raise BadFrames("a frame that is not JSON") from None
 
 
 def _report(value: object) -> Report:
@@ -94,7 +105,7 @@ def _report(value: object) -> Report:
         output = base64.b64decode(frame.output, validate=True)
         lines = zlib.decompressobj().decompress(raw, MAX_LINES_BYTES) if raw else b""
     except (ValidationError, binascii.Error, zlib.error) as error:
-        raise ValueError(f"a frame that the director would never write: {type(error).__name__}") from None
+        raise BadFrames(f"a frame that does not fit: {type(error).__name__}") from None
     said = _Said()
     said.take(lines, ended=frame.status is not None and os.WIFEXITED(frame.status))
     return Report(

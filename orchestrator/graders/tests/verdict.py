@@ -65,18 +65,24 @@ def _judge_family(plan: Plan, target: str, family: Sequence[tuple[Child, Report]
     where = target or "the test command"
     for _child, report in family:
         _look_for_forgery(plan, where, report, tally)
-    expected = plan.expected[target] if target else ()
-    good = {test_id for test_id, outcome in real.outcomes if outcome == "passed"} & set(expected)
-    trouble = _trouble(plan, real, expected)
+    trouble = trouble_with(plan, target, real)
     if trouble:
         tally.fail(f"{where}: {trouble}")
     unfailing = [
-        (child, report) for child, report in family if child.must_fail is not None and not _fails(plan, child, report)
+        (child, report)
+        for child, report in family
+        if child.must_fail is not None and not fails_as_it_must(plan, child, report)
     ]
     for child, report in unfailing:
         _judge_sibling(where, child, report, trouble, tally)
-    if not unfailing:
-        tally.passed |= good if target else (set() if trouble else {i for ids in plan.expected.values() for i in ids})
+    tally.passed |= _good(plan, target, real, trouble)
+
+
+def _good(plan: Plan, target: str, real: Report, trouble: str) -> set[str]:
+    """Ids that passed; of another runner than pytest, all or none."""
+    if plan.argv:
+        return set() if trouble else {test_id for ids in plan.expected.values() for test_id in ids}
+    return {test_id for test_id, outcome in real.outcomes if outcome == "passed"} & set(plan.expected[target])
 
 
 def _look_for_forgery(plan: Plan, where: str, report: Report, tally: _Tally) -> None:
@@ -88,9 +94,12 @@ def _look_for_forgery(plan: Plan, where: str, report: Report, tally: _Tally) -> 
         tally.findings.append(Finding(code="left_behind", detail=f"{where}: processes or files outlived the run"))
 
 
-def _trouble(plan: Plan, report: Report, expected: Sequence[str]) -> str:
-    """Why the real run is not a pass; empty if it is one."""
-    if report.timed_out or report.exit_code != 0:
+def trouble_with(plan: Plan, target: str, report: Report) -> str:
+    """Why the real run of a file is not a pass; empty if it is one."""
+    expected = plan.expected.get(target, ())
+    if report.timed_out:
+        return report.ending
+    if report.exit_code != 0:
         return _first_bad(report, expected) or report.ending
     if not report.clean:
         return "processes or files outlived the run"
@@ -112,7 +121,7 @@ def _first_bad(report: Report, expected: Sequence[str]) -> str:
     return f"{extra} tests that the task does not name" if extra else ""
 
 
-def _fails(plan: Plan, child: Child, report: Report) -> bool:
+def fails_as_it_must(plan: Plan, child: Child, report: Report) -> bool:
     """Whether a sibling failed as it must: by a failed test among the changed ones, and an exit status that says so."""
     if report.timed_out or not report.clean:
         return False
