@@ -115,6 +115,8 @@ class DockerBackend:
         for name in await self._workspaces.owned():
             found.setdefault(name, OwnedSandbox(id=name, created_at=await self._made_at(name), running=False))
         for entry in await self._engine.containers(self._labels):
+            if entry.ending and await self._engine.inspect(entry.id) is None:
+                continue
             name = SandboxId(entry.labels["tiltyard.sandbox"])
             found[name] = OwnedSandbox(id=name, created_at=entry.created_at, running=entry.running)
         return [found[name] for name in sorted(found)]

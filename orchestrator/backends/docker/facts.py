@@ -31,11 +31,12 @@ class ContainerState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedContainer:
-    """One line of the engine's list."""
+    """One line of the engine's list. `ending`: it is being removed, or was: an engine may list it until its own restart."""
 
     id: str
     name: str
     running: bool
+    ending: bool
     created_at: float
     labels: Mapping[str, str]
 
@@ -98,6 +99,7 @@ def listed_container(entry: Mapping[str, Any]) -> ListedContainer:
         id=entry["Id"],
         name=(entry.get("Names") or ["/"])[0].lstrip("/"),
         running=entry.get("State") == "running",
+        ending=entry.get("State") == "removing",
         created_at=float(entry.get("Created") or 0),
         labels=entry.get("Labels") or {},
     )

@@ -17,6 +17,8 @@ class Faults:
     """The engine does it; the caller sees a closed connection."""
     answer: dict[str, tuple[int, int]] = field(default_factory=dict)
     """(status, how often): the engine is not asked."""
+    replies: dict[str, bytes] = field(default_factory=dict)
+    """A body that is answered with 200, each time."""
     hold: dict[str, asyncio.Event] = field(default_factory=dict)
     """The engine does it, the reply waits for the event."""
     holding: asyncio.Event = field(default_factory=asyncio.Event)
@@ -80,19 +82,22 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fau
         writer.close()
 
 
+def _http(status: int, body: bytes) -> bytes:
+    head = f"HTTP/1.1 {status} Ordered\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
 async def _reply(request: bytes, line: str, faults: Faults) -> bytes | None:
+    rule = faults.matching({**faults.replies}, line)
+    if rule:
+        return _http(200, faults.replies[rule])
     rule = faults.matching({**faults.answer}, line)
     if rule:
         status, left = faults.answer[rule]
         faults.answer[rule] = (status, left - 1)
         if left == 1:
             del faults.answer[rule]
-        body = b'{"message":"ordered by a test"}'
-        return b"HTTP/1.1 %d Ordered\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
-            status,
-            len(body),
-            body,
-        )
+        return _http(status, b'{"message":"ordered by a test"}')
     reply = await _forward(request)
     rule = faults.matching({**faults.lose_reply}, line)
     if rule:

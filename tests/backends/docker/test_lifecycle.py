@@ -1,6 +1,7 @@
 """A box's whole life, and everything that can go wrong while it is made, kept and taken away."""
 
 import asyncio
+import json
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -264,6 +265,23 @@ async def test_a_box_that_was_removed_is_lost_and_its_workspace_is_still_owned(
     owned = await backend.owned()
     assert [(entry.id, entry.running) for entry in owned] == [(box.sandbox.id, False)]
     assert abs(owned[0].created_at - time.time()) < 600
+
+
+async def test_a_container_that_only_the_engines_list_remembers_is_not_owned(
+    settings: DockerSettings, tmp_path: Path
+) -> None:
+    """Docker 20.10, removing under load, may list one as "removing" for ever and know nothing of it; seen, and kept here."""
+    ghost = {
+        "Id": "6edfe4782381" + "0" * 52,
+        "Names": None,
+        "State": "removing",
+        "Created": 1,
+        "Labels": {"tiltyard.sandbox": "ghost"},
+    }
+    dead = {**ghost, "State": "dead", "Labels": {"tiltyard.sandbox": "dead"}}
+    async with engine_proxy(tmp_path / "p.sock") as faults, behind(settings, tmp_path / "p.sock") as backend:
+        faults.replies["GET /containers/json"] = json.dumps([ghost, dead]).encode()
+        assert [box.id for box in await backend.owned()] == ["dead"]
 
 
 async def docker(*arguments: str) -> None:
