@@ -200,7 +200,7 @@ def open_box() -> Iterator[OpenBox]:
             yield box
         finally:
             await client.aclose()
-            await stop_agent(process)
+            await stop_agent(box.process)
 
     yield opened
     for root in made:

@@ -109,7 +109,10 @@ async def test_cancel_ends_the_tree_and_is_told(box: Box) -> None:
 
 
 async def test_cancelling_the_caller_cancels_nothing(box: Box) -> None:
-    call, op = box.header(), Exec(argv=("sh", "-c", "echo > begun; sleep 0.5; echo done > done; echo result"), timeout_s=10)
+    call, op = (
+        box.header(),
+        Exec(argv=("sh", "-c", "echo > begun; sleep 0.5; echo done > done; echo result"), timeout_s=10),
+    )
     caller = asyncio.create_task(box.send(op, call))
     await until((box.workspace / "begun").exists, "the command to run")
     caller.cancel()
