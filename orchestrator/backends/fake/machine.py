@@ -6,8 +6,9 @@ from collections.abc import Coroutine, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.backends.fake.places import Places
+from orchestrator.backends.fake.process import CANNOT_BE_IGNORED, Job, Shell, ShellExit, Steps
 from orchestrator.backends.fake.programs import PROGRAMS
-from orchestrator.backends.fake.shell import CANNOT_BE_IGNORED, Job, Shell, ShellExit, Steps, call, find
+from orchestrator.backends.fake.shell import call, find
 from orchestrator.backends.fake.streams import Capped, Signalled, Sink, Source
 from orchestrator.backends.fake.tree import Dir, Refusal, Tree, shown
 from orchestrator.operations import Exec, ExecResult, Failure, FailureCode

@@ -73,6 +73,12 @@ async def test_syntax_error_is_told_with_status_2(box: Box) -> None:
     assert b"syntax error" in result.stdout.head
 
 
+@pytest.mark.parametrize("script", ["test a -gt b", "seq x", "readlink", "head -n x", "printf %d x"])
+async def test_bad_arguments_are_the_programs_failure(box: Box, script: str) -> None:
+    result = await box.sh(f"{script}; echo status $?")
+    assert result.stdout.head.splitlines()[-1] in (b"status 1", b"status 2")
+
+
 async def test_endless_loop_meets_its_time_out(box: Box) -> None:
     assert (await box.sh("while true; do true; done", timeout_s=0.1)).timed_out
 
