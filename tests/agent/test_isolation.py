@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from orchestrator.operations import Exec, ExecResult, Failure, FailureCode, Note, NoteResult
-from tests.agent.conftest import Box, OpenBox
+from orchestrator.operations import Exec, ExecResult, Failure, FailureCode, Freeze, Note, NoteResult
+from tests.agent.conftest import Box, OpenBox, until
 from tests.needs import needs
 
 pytestmark = [pytest.mark.anyio, needs("root")]
@@ -97,11 +97,12 @@ BOMB = (
 
 async def test_a_bomb_below_its_process_limit_does_not_starve_the_agent(open_box: OpenBox) -> None:
     async with open_box(prefix=("prlimit", "--nproc=60")) as box:
-        running = asyncio.create_task(box.exec("python3", "-c", BOMB, timeout_s=3))
-        for _ in range(50):
-            while len(box.pids()) < 60:
-                await asyncio.sleep(0.01)
+        running = asyncio.create_task(box.exec("python3", "-c", BOMB, timeout_s=4))
+        await until(lambda: len(box.pids()) == 60, "the bomb to reach its limit", timeout_s=3)
+        for _ in range(20):
             assert await box.run(Note(data=b"x")) == NoteResult(data=b"x")
+        last = asyncio.create_task(box.exec("sleep", "60", timeout_s=60))  # the kernel lets one more become the uid
+        await until(lambda: len(box.pids()) == 61, "the last process", timeout_s=3)
         refused = await box.run(Exec(argv=("true",), timeout_s=5))
         assert isinstance(refused, Failure)
         assert refused.code is FailureCode.CANNOT_START
@@ -109,8 +110,10 @@ async def test_a_bomb_below_its_process_limit_does_not_starve_the_agent(open_box
         result = await running
         assert result.timed_out
         assert not result.killed_all
-        assert box.pids() == []
+        assert len(box.pids()) == 1, "the command beside it"
         assert (await box.sh("echo fine")).stdout.head == b"fine\n"
+        await box.own(Freeze())
+        assert (await last).signal == "SIGKILL"
 
 
 async def test_many_readers_do_not_starve_the_agent(box: Box) -> None:
