@@ -13,8 +13,7 @@ import structlog
 from orchestrator.errors import SandboxDead, SandboxLost, StaleLease
 from orchestrator.hosts.admission import Kind, Ticket, TicketId
 from orchestrator.hosts.calls import Entry, Runnable, plan, rejoined
-from orchestrator.hosts.evidence import end_of
-from orchestrator.hosts.leases import (
+from orchestrator.hosts.events import (
     BoxAdopted,
     BoxDied,
     BoxLost,
@@ -25,6 +24,7 @@ from orchestrator.hosts.leases import (
     RecordRead,
     Stale,
 )
+from orchestrator.hosts.evidence import end_of
 from orchestrator.hosts.lifecycle import Lifecycle, ours
 from orchestrator.hosts.rollout import Rollout, watched
 from orchestrator.interfaces import Lease, Sandbox

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator import failpoints
 from orchestrator.errors import AgentProtocolError, SandboxLost
-from orchestrator.hosts.leases import Call, Verdict
+from orchestrator.hosts.events import Call, Verdict
 from orchestrator.interfaces import Sandbox, Tool
 from orchestrator.models import (
     Arguments,

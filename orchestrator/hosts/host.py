@@ -24,11 +24,10 @@ from orchestrator.errors import (
     UnknownRollout,
 )
 from orchestrator.hosts.admission import Admission
-from orchestrator.hosts.admission import Limits as AdmissionLimits
 from orchestrator.hosts.adoption import Adoption, record_read
 from orchestrator.hosts.calls import Entry, Runnable, plan
+from orchestrator.hosts.events import OVER, BoxWanted, CallArrived, GradeAsked, LeaseState, Phase, ReleaseAsked
 from orchestrator.hosts.gate import Gate
-from orchestrator.hosts.leases import OVER, BoxWanted, CallArrived, GradeAsked, LeaseState, Phase, ReleaseAsked
 from orchestrator.hosts.lifecycle import Lifecycle, ours, tainted
 from orchestrator.hosts.parts import Parts
 from orchestrator.hosts.permits import Permits
@@ -85,13 +84,8 @@ class SandboxHost:
         self._settings = settings
         self._tasks = OwnedTasks("host")
         self._removals = OwnedTasks("removals")
-        limits = AdmissionLimits(
-            memory_mib=settings.memory_limit_mib,
-            boxes=settings.max_boxes,
-            start_slots=settings.start_slots,
-            max_queued=settings.max_queued,
-        )
-        self._gate = Gate(Admission(limits, share_of), short=lambda: self._reserve.make_room())
+        admission = Admission(settings.admission_limits(), share_of)
+        self._gate = Gate(admission, short=lambda: self._reserve.make_room())
         self._parts = Parts(
             host_id=host_id,
             settings=settings,

@@ -23,8 +23,7 @@ from orchestrator.errors import (
 from orchestrator.grading import grade_rollout
 from orchestrator.hosts.bench import HostBench
 from orchestrator.hosts.calls import DEAD_REPLY, Entry, Runnable, record_of, reply_to
-from orchestrator.hosts.evidence import end_of, gather
-from orchestrator.hosts.leases import (
+from orchestrator.hosts.events import (
     Action,
     BoxChosen,
     BoxDied,
@@ -50,8 +49,9 @@ from orchestrator.hosts.leases import (
     TombstoneWritten,
     Verdict,
     WriteTombstone,
-    step,
 )
+from orchestrator.hosts.evidence import end_of, gather
+from orchestrator.hosts.leases import step
 from orchestrator.hosts.opening import open_box
 from orchestrator.hosts.parts import Parts
 from orchestrator.hosts.reserve import Reserve

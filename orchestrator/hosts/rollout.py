@@ -8,7 +8,7 @@ from typing import TypeVar
 from orchestrator.errors import RolloutClosed, StillRunning, TiltyardError
 from orchestrator.hosts.admission import TicketId
 from orchestrator.hosts.calls import Entry
-from orchestrator.hosts.leases import OVER, LeaseState, Phase, RecordRead
+from orchestrator.hosts.events import OVER, LeaseState, Phase, RecordRead
 from orchestrator.interfaces import Sandbox, Template
 from orchestrator.models import Binding, CallKey, Evidence, Reward, RolloutKey, RolloutState, Task, ToolReply
 

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 
 from orchestrator.errors import Misconfigured
+from orchestrator.hosts.admission import Limits
 
 
 def _cpus() -> int:
@@ -70,3 +71,11 @@ class HostSettings:
         wrong += [name for name in ("idle_ttl_s", "sweep_period_s", "call_deadline_s") if getattr(self, name) <= 0]
         if wrong or self.grader_reserve < 0:
             raise Misconfigured(f"host settings must be positive: {', '.join(wrong) or 'grader_reserve'}")
+
+    def admission_limits(self) -> Limits:
+        return Limits(
+            memory_mib=self.memory_limit_mib,
+            boxes=self.max_boxes,
+            start_slots=self.start_slots,
+            max_queued=self.max_queued,
+        )

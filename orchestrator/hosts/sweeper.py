@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 import structlog
 
 from orchestrator.errors import HostFull, StaleLease, TiltyardError
-from orchestrator.hosts.leases import Phase, Stale, StartFailed, Tick
+from orchestrator.hosts.events import Phase, Stale, StartFailed, Tick
 from orchestrator.hosts.lifecycle import Lifecycle
 from orchestrator.hosts.rollout import Rollout
 from orchestrator.interfaces import OwnedSandbox

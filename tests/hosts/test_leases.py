@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from orchestrator.hosts.leases import (
+from orchestrator.hosts.events import (
     OVER,
     BoxAdopted,
     BoxChosen,
@@ -41,9 +41,8 @@ from orchestrator.hosts.leases import (
     TombstoneWritten,
     Verdict,
     WriteTombstone,
-    startable,
-    step,
 )
+from orchestrator.hosts.leases import startable, step
 from orchestrator.models import BoxEnd, CallKey, RolloutState, SandboxId
 
 TTL_S = 100.0
