@@ -8,7 +8,7 @@ only those that its file imports: what is not there cannot be told to a later ch
 import ast
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import PurePosixPath
 
@@ -23,7 +23,10 @@ POOL = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Child:
-    """One run of `target`. `must_fail` is None for the real file; else the tests (`path::Class::name`) of which one must fail; empty: any."""
+    """One run of `target`, or of all files where that is empty (other runners than pytest).
+
+    `must_fail` is None for the real file; else the tests (`path::Class::name`) of which one must fail; empty: any.
+    """
 
     target: str
     files: Mapping[str, str]
@@ -88,6 +91,7 @@ def suite(task: Task, *, sound_only: bool = True, pool: int = POOL) -> Suite:
     """Raises Misconfigured, in words that say what to mend, for a task that this grader cannot grade."""
     spec = spec_of(task)
     _check_ids(task, spec)
+    command(spec.command)
     expected = expected_ids(spec)
     size = max(pool, 2 * spec.mutants)
     written = {path: _written(task, spec, path) for path in expected}
@@ -241,7 +245,11 @@ def _sibling(path: str, files: Mapping[str, str], functions: tuple[str, ...] | N
 def _whole_runs(ready: Suite, chosen: Mapping[str, Sequence[Mutant]]) -> list[Child]:
     """For other runners: all files at once; in each further run one of them is a sibling."""
     files = {path: ready.real[path] for path in ready.expected}
-    altered = [_sibling(path, {**files, path: mutant.text}, None, mutant) for path in chosen for mutant in chosen[path]]
+    altered = [
+        replace(_sibling(path, {**files, path: mutant.text}, None, mutant), target="")
+        for path in chosen
+        for mutant in chosen[path]
+    ]
     return [Child(target="", files=files, functions=None), *altered]
 
 

@@ -31,9 +31,6 @@ class _Tally:
     passed: set[str] = field(default_factory=set)
     failures: list[str] = field(default_factory=list)
 
-    def fail(self, words: str) -> None:
-        self.failures.append(words)
-
     def attack(self, code: str, words: str) -> None:
         self.attacks.append(words)
         self.findings.append(Finding(code=code, detail=words))
@@ -67,7 +64,7 @@ def _judge_family(plan: Plan, target: str, family: Sequence[tuple[Child, Report]
         _look_for_forgery(plan, where, report, tally)
     trouble = trouble_with(plan, target, real)
     if trouble:
-        tally.fail(f"{where}: {trouble}")
+        tally.failures.insert(0, f"{where}: {trouble}")  # tells more than what a sibling did
     unfailing = [
         (child, report)
         for child, report in family
@@ -135,7 +132,7 @@ def fails_as_it_must(plan: Plan, child: Child, report: Report) -> bool:
 def _judge_sibling(where: str, child: Child, report: Report, trouble: str, tally: _Tally) -> None:
     """A sibling that did not fail as it must."""
     if not _passes(child, report):
-        tally.fail(f"{where}: a must-fail version {report.ending} without failing where it must")
+        tally.failures.append(f"{where}: a must-fail version {report.ending} without failing where it must")
     elif trouble:
         # A near miss computes what the sibling expects: no forgery.
         tally.findings.append(

@@ -9,8 +9,10 @@ import fcntl
 import json
 import os
 import secrets
+import signal
 import sys
 import sysconfig
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -113,33 +115,34 @@ class LocalBox:
         high = fcntl.fcntl(write_end, fcntl.F_DUPFD_CLOEXEC, 20)
         os.close(write_end)
         events = asyncio.create_task(asyncio.to_thread(_read_all, read_end))
-        try:
-            third = f"3>&{high} {high}>&-" if op.events else f"{high}>&-"
-            process = await asyncio.create_subprocess_exec(
-                *("nsenter", "-t", self.init_pid, *NAMESPACES, "--"),
-                *(
-                    "bash",
-                    "-c",
-                    f'cd "$0" && exec "$@" {third}',
-                    WORKSPACE,
+        with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output:
+            given.write(op.stdin)
+            given.seek(0)
+            try:
+                third = f"3>&{high} {high}>&-" if op.events else f"{high}>&-"
+                process = await asyncio.create_subprocess_exec(
+                    *("nsenter", "-t", self.init_pid, *NAMESPACES, "--"),
+                    *("bash", "-c", f'cd "$0" && exec "$@" {third}', WORKSPACE),
                     *_privileges(op.principal, self.uid),
                     *op.argv,
-                ),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                env=self._env(op),
-                pass_fds=(high,),
-            )
-        finally:
-            os.close(high)
-        timed_out = False
-        try:
-            text, _ = await asyncio.wait_for(process.communicate(op.stdin), op.timeout_s)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-            timed_out, text = True, b""
+                    stdin=given,
+                    stdout=output,  # a file: the command's end is its own end, whatever it left in the background
+                    stderr=asyncio.subprocess.STDOUT,
+                    env=self._env(op),
+                    pass_fds=(high,),
+                    start_new_session=True,
+                )
+            finally:
+                os.close(high)
+            timed_out = False
+            try:
+                await asyncio.wait_for(process.wait(), op.timeout_s)
+            except TimeoutError:
+                os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
+                timed_out = True
+            output.seek(0)
+            text = output.read()
         code = process.returncode
         assert code is not None
         return ExecResult(
