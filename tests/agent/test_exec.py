@@ -1,13 +1,16 @@
 """Commands against the real agent: what goes in, what comes out, when the reply comes."""
 
+# ruff: noqa: ASYNC240  (small local files and /proc, read at once)
+
 import asyncio
 import time
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from orchestrator.operations import Exec, ExecResult, Failure, FailureCode
-from tests.agent.conftest import Box, until
+from tests.agent.conftest import Box, OpenBox, until
 from tests.needs import needs
 
 pytestmark = [pytest.mark.anyio, needs("root")]
@@ -43,7 +46,10 @@ async def test_environment_is_the_configs_and_the_operations(box: Box) -> None:
 
 
 async def test_descriptors_session_and_limits(box: Box) -> None:
-    script = "ls /proc/self/fd; grep -E '^(Cap(Inh|Prm|Eff|Amb)|NoNewPrivs|Groups):' /proc/self/status; cat /proc/self/oom_score_adj; umask; ulimit -c; cut -d' ' -f6 /proc/$$/stat; echo $$"
+    script = (
+        "ls /proc/self/fd; grep -E '^(Cap(Inh|Prm|Eff|Amb)|NoNewPrivs|Groups):' /proc/self/status; "
+        "cat /proc/self/oom_score_adj; umask; ulimit -c; cut -d' ' -f6 /proc/$$/stat; echo $$"
+    )
     lines = (await box.text(script)).splitlines()
     descriptors, rest = lines[:4], lines[4:]
     assert descriptors == ["0", "1", "2", "3"], "0, 1, 2 and the listing's own"
@@ -162,7 +168,7 @@ async def test_principals_have_uids_of_their_own(box: Box) -> None:
     assert beyond.code is FailureCode.PERMISSION
 
 
-async def test_trusted_commands_run_where_granted_alone(box: Box, open_box) -> None:  # type: ignore[no-untyped-def]
+async def test_trusted_commands_run_where_granted_alone(box: Box, open_box: OpenBox) -> None:
     refused = await box.run(Exec(argv=("id",), timeout_s=5, principal="trusted"))
     assert isinstance(refused, Failure)
     assert refused.code is FailureCode.PERMISSION
@@ -180,8 +186,6 @@ async def test_trusted_commands_run_where_granted_alone(box: Box, open_box) -> N
 
 
 async def test_output_can_be_followed_while_the_command_runs(box: Box) -> None:
-    import aiohttp
-
     call = box.header()
     await box.text("mkfifo go")
     running = asyncio.create_task(
@@ -202,7 +206,7 @@ async def test_output_can_be_followed_while_the_command_runs(box: Box) -> None:
     assert result.stdout.head == b"first\nlast\n"
 
 
-async def test_nothing_of_the_agents_own_environment_reaches_commands(open_box) -> None:  # type: ignore[no-untyped-def]
+async def test_nothing_of_the_agents_own_environment_reaches_commands(open_box: OpenBox) -> None:
     async with open_box(prefix=("env", "CANARY=planted")) as box:
         environ = Path(f"/proc/{box.agent_pid}/environ").read_bytes()
         assert b"CANARY=planted" in environ, "the agent itself was given it"

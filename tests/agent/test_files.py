@@ -177,7 +177,9 @@ async def test_listing_the_whole_box_stays_out_of_closed_places(box: Box) -> Non
 
 async def test_glob(box: Box) -> None:
     await box.text(
-        "mkdir -p a/b .git; for f in one.py a/two.py a/b/three.py a/b/four.txt .hidden.py .git/x.py; do echo > $f; done; mkdir d.py; ln -s one.py l.py"
+        "mkdir -p a/b .git; "
+        "for f in one.py a/two.py a/b/three.py a/b/four.txt .hidden.py .git/x.py; do echo > $f; done; mkdir d.py;"
+        " ln -s one.py l.py"
     )
 
     async def found(pattern: str, path: str = ".") -> list[str]:
@@ -197,7 +199,8 @@ async def test_glob(box: Box) -> None:
 
 async def test_search(box: Box) -> None:
     await box.text(
-        "mkdir -p s .git; echo 'def Alpha(): pass' > s/a.py; printf 'x\\r\\ndef beta(): pass\\r\\n' > s/b.py; echo 'def git' > .git/c; printf 'def b\\000' > blob; ln -s s/a.py link"
+        "mkdir -p s .git; echo 'def Alpha(): pass' > s/a.py; "
+        "printf 'x\\r\\ndef beta(): pass\\r\\n' > s/b.py; echo 'def git' > .git/c; printf 'def b\\000' > blob; ln -s s/a.py link"
     )
     result = await box.run(Search(pattern=r"^def\s+\w+.*pass$"))
     assert isinstance(result, SearchResult)
@@ -262,7 +265,8 @@ ABSOLUTE = {
 
 async def plant(box: Box) -> None:
     await box.text(
-        "ln -s /etc/passwd link; ln -s /nowhere dangling; ln -s /etc dirlink; ln -s /proc/self/root magic; ln -s loop loop; mkfifo fifo; echo x > plain"
+        "ln -s /etc/passwd link; ln -s /nowhere dangling; ln -s /etc dirlink; ln -s /proc/self/root magic; ln -s loop loop; "
+        "mkfifo fifo; echo x > plain"
     )
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(box.workspace / "socket"))

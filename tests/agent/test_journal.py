@@ -1,5 +1,7 @@
 """Once per id: replays, acknowledgements, leases, restarts, a full journal."""
 
+# ruff: noqa: ASYNC240  (small local files and /proc, read at once)
+
 import asyncio
 import json
 import os
@@ -13,7 +15,7 @@ import pytest
 
 from orchestrator.agent.client import AgentClient
 from orchestrator.errors import ReplayDiverged, SandboxError, SandboxLost, StaleLease
-from orchestrator.models import CallKey, Epoch, JobId, PendingCall, RolloutKey, SandboxId, TraceId
+from orchestrator.models import Epoch, JobId, PendingCall, RolloutKey, SandboxId, TraceId
 from orchestrator.operations import Exec, ExecResult, Note, NoteResult, Write
 from tests.agent.conftest import ROLLOUT, SANDBOX, Box, OpenBox, lost, start_agent, stop_agent, until
 from tests.needs import needs
@@ -23,9 +25,12 @@ pytestmark = [pytest.mark.anyio, needs("root")]
 
 async def raw(box: Box, path: str) -> bytes:
     """The very bytes of a reply."""
-    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=box.config.socket)) as session:
-        async with session.get(f"http://agent{path}", headers=box.client._fence) as response:
-            return await response.read()
+    connector = aiohttp.UnixConnector(path=box.config.socket)
+    async with (
+        aiohttp.ClientSession(connector=connector) as session,
+        session.get(f"http://agent{path}", headers=box.client._fence) as response,
+    ):
+        return await response.read()
 
 
 async def test_twenty_at_once_run_once_and_get_the_same(box: Box) -> None:
@@ -194,16 +199,18 @@ async def test_the_journal_holds_what_happened_in_order(box: Box) -> None:
 
 async def test_a_full_journal_refuses_before_any_effect_and_goes_on_after_acks(open_box: OpenBox) -> None:
     async with open_box(journal_limit_bytes=4 * 1024 * 1024) as box:
-        kept: list[CallKey] = []
-        with pytest.raises(SandboxError, match="journal_full"):
-            for _ in range(10):
-                call = box.header()
+        calls = [box.header() for _ in range(10)]
+
+        async def fill() -> None:
+            for call in calls:
                 await box.send(Note(data=secrets.token_bytes(700_000)), call)
-                kept.append(call.key)
+
+        with pytest.raises(SandboxError, match="journal_full"):
+            await fill()
         with pytest.raises(SandboxError, match="journal_full"):
             await box.sh("echo x > ran")
         assert not (box.workspace / "ran").exists()
-        await box.client.acknowledge(kept)
+        await box.client.acknowledge([call.key for call in calls])
         assert (await box.sh("echo x > ran")).exit_code == 0
 
 

@@ -1,9 +1,12 @@
 """Time-outs, cancelling, freezing: what they end, and what they spare."""
 
+# ruff: noqa: ASYNC240  (small local files and /proc, read at once)
+
 import asyncio
 import time
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from orchestrator.errors import RolloutClosed
@@ -92,8 +95,6 @@ async def test_other_uids_are_spared_when_all_commands_must_die(open_box: OpenBo
 
 
 async def test_cancel_ends_the_tree_and_is_told(box: Box) -> None:
-    import aiohttp
-
     call = box.header()
     running = asyncio.create_task(box.send(Exec(argv=("sh", "-c", "setsid sleep 60 & sleep 60"), timeout_s=60), call))
     await until(lambda: len(box.pids()) == 3, "the command to run")

@@ -1,5 +1,7 @@
 """Tars in and out, and the delta, against the real agent."""
 
+# ruff: noqa: ASYNC240  (small local files and /proc, read at once)
+
 import asyncio
 import hashlib
 import io
@@ -213,7 +215,9 @@ async def test_an_untouched_tree_has_no_delta(box: Box) -> None:
 async def test_every_kind_of_change_is_found(box: Box) -> None:
     lay(box, TREE)
     await box.text(
-        "printf 'two\\n' > src/mod.py; rm src/gone.py; rm -r src/pkg; echo new > src/pkg; ln -sfn elsewhere link; rm other-link; mkdir other-link; echo x > other-link/f; chmod +x tool.sh; mkfifo pipe; printf a > empty; ln -s x made; echo > $(printf 'bad\\377')"
+        "printf 'two\\n' > src/mod.py; rm src/gone.py; rm -r src/pkg; echo new > src/pkg; "
+        "ln -sfn elsewhere link; rm other-link; mkdir other-link; echo x > other-link/f; chmod +x tool.sh; "
+        "mkfifo pipe; printf a > empty; ln -s x made; echo > $(printf 'bad\\377')"
     )
     found = await delta(box)
     assert not found.truncated
