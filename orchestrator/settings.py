@@ -72,6 +72,8 @@ class Settings(BaseSettings):
     """Answer 5xx when a call or grade takes longer (trainers wait ten minutes); the work goes on and the retry joins it."""
     grader_reserve: int = Field(default=1, ge=0)
     """Warm grading boxes kept per task template in use."""
+    cache_limit_mib: int = Field(default=51_200, ge=1)
+    """Disk that mirrors and templates may take; the least recently used go first, never one that a box lies over."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     failpoints: str = ""
     """Faults ordered by tests; see orchestrator/failpoints.py."""

@@ -12,6 +12,8 @@ from fastapi import FastAPI
 from orchestrator.errors import Misconfigured
 from tool_gateway.server import uvicorn_config
 
+App = FastAPI
+"""What is served, by a name that does not need the library."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 

@@ -2,21 +2,20 @@
 
 import functools
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
-
 from orchestrator.backends.registry import backend_class
+from orchestrator.cli.housekeeping import kept_tidy
 from orchestrator.cli.identity import handle_secret, host_lock
 from orchestrator.clusters.local import LocalCluster
 from orchestrator.errors import Draining, Misconfigured
 from orchestrator.graders.registry import grader
 from orchestrator.hosts.host import SandboxHost
 from orchestrator.hosts.settings import HostSettings
-from orchestrator.interfaces import Host, SandboxBackend, Templates
+from orchestrator.interfaces import Host, SandboxBackend
 from orchestrator.models import HostId, Job, JobId, Task, TaskId
 from orchestrator.repos.templates import TemplateCache
 from orchestrator.repos.workspace import Workspaces, make_workspaces
@@ -29,6 +28,7 @@ from orchestrator.tools.registry import schemas, tool
 from tool_gateway.app import create_app
 from tool_gateway.auth import Auth, load_tokens
 from tool_gateway.deps import GatewayDeps
+from tool_gateway.serving import App
 
 if TYPE_CHECKING:
     from orchestrator.backends.docker.settings import DockerSettings
@@ -39,7 +39,9 @@ class Engine:
     """What makes boxes, and what they are made over."""
 
     backend: SandboxBackend
-    templates: Templates
+    templates: TemplateCache
+    tidy: Callable[[], Awaitable[object]]
+    """Removes what a killed server's set-up left; only under the host's lock."""
     memory_limit_mib: int
 
 
@@ -65,7 +67,12 @@ async def _fake(settings: Settings) -> Engine:
 
     backend = backend_class("fake")()
     templates = TemplateCache(settings.deployment_dir / "cache", setup=FakeSetup(), images=AnyImage())
-    return Engine(backend=backend, templates=templates, memory_limit_mib=(await backend.capacity()).memory_mib)
+    capacity = await backend.capacity()
+    return Engine(backend=backend, templates=templates, tidy=_nothing, memory_limit_mib=capacity.memory_mib)
+
+
+async def _nothing() -> None:
+    """The fake backend's set-up leaves nothing."""
 
 
 async def _docker(settings: Settings, stack: AsyncExitStack) -> Engine:
@@ -75,9 +82,10 @@ async def _docker(settings: Settings, stack: AsyncExitStack) -> Engine:
     docker = docker_settings(settings)
     workspaces: Workspaces = make_workspaces(settings.state_dir, settings.deployment)
     backend = await stack.enter_async_context(DockerBackend(docker, workspaces))
-    images = DockerImages(docker)
+    images = await stack.enter_async_context(DockerImages(docker))
     templates = TemplateCache(settings.deployment_dir / "cache", setup=images, images=images)
-    return Engine(backend=backend, templates=templates, memory_limit_mib=(await backend.capacity()).memory_mib)
+    capacity = await backend.capacity()
+    return Engine(backend=backend, templates=templates, tidy=images.sweep, memory_limit_mib=capacity.memory_mib)
 
 
 def docker_settings(settings: Settings) -> "DockerSettings":
@@ -121,7 +129,7 @@ def authentication(settings: Settings) -> Auth:
 
 
 @asynccontextmanager
-async def gateway(settings: Settings) -> AsyncIterator[FastAPI]:
+async def gateway(settings: Settings) -> AsyncIterator[App]:
     """Everything a server is, started in order and ended in reverse. Raises Misconfigured, EngineUnavailable, StoreError."""
     auth = authentication(settings)
     jobs = load_jobs(settings.tasks, settings.jobs, load_tasks)
@@ -129,6 +137,8 @@ async def gateway(settings: Settings) -> AsyncIterator[FastAPI]:
         stack.enter_context(host_lock(settings.deployment_dir, settings.host_id))
         store = await stack.enter_async_context(SqlStore.open(settings.resolved_store_url()))
         made = await stack.enter_async_context(engine(settings))
+        await made.tidy()
+        await stack.enter_async_context(kept_tidy(settings, made.templates))
         host = await stack.enter_async_context(
             SandboxHost(
                 host_id=HostId(settings.host_id),
