@@ -23,6 +23,7 @@ from orchestrator.hosts.events import (
     Phase,
     RecordRead,
     Stale,
+    StartFailed,
 )
 from orchestrator.hosts.evidence import end_of
 from orchestrator.hosts.lifecycle import Lifecycle, ours
@@ -54,10 +55,8 @@ class Adoption:
             task = self._parts.task_of(binding.rollout.job, binding.task)
             if task is None:
                 await self._without_task(binding)
-            elif binding.boot_id is not None or binding.state is RolloutState.GRADING:
+            elif binding.sandbox is not None or binding.state is RolloutState.GRADING:
                 adopting.append(self.begin(binding, task))
-            elif binding.sandbox is not None:  # it ran nothing: whoever retries gets another
-                self._parts.remover.retire(binding.sandbox)
         if adopting:
             log.info("adopting", rollouts=len(adopting))
             await asyncio.wait(adopting, timeout=timeout_s)
@@ -123,6 +122,9 @@ class Adoption:
     async def _take(self, rollout: Rollout) -> None:
         if await self._graded_so_far(rollout):
             self._life.post(rollout, EvidenceStored())
+            return
+        if rollout.binding.boot_id is None:  # under our epoch now, so that no late write hands this box out after all
+            self._life.post(rollout, StartFailed())
             return
         records = await self._parts.store.calls(rollout.key)
         self._life.post(rollout, record_read(records))

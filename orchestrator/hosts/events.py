@@ -106,7 +106,7 @@ class BoxReady:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartFailed:
-    pass
+    """No box was handed out, now or by the process before us: what may exist of it ran nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@
         |          |        `-----|-------+--------+--> CLOSING -> CLOSED (expired, released, lost)
         |          `-> DROPPED (failed start, stale epoch, failed grade: the store alone remembers)
         `-> GATHERING (a grade without calls)
-    ADOPTING -> LIVE | DEAD | GATHERING | GRADING | CLOSING
+    ADOPTING -> LIVE | DEAD | GATHERING | GRADING | CLOSING | DROPPED
 
 Events tell facts that have happened; those that speak of the store (`EvidenceStored`, `Graded`, `TombstoneWritten`) come after its commit.
 Late events are no error: a phase ignores what it has no use for.
@@ -188,7 +188,7 @@ def _box(
             return replace(state, sandbox=event.sandbox), ()
         case BoxReady() if state.phase is Phase.OPENING:
             return _live(replace(state, active_at=now))
-        case StartFailed() if state.phase is Phase.OPENING:
+        case StartFailed() if state.phase in (Phase.OPENING, Phase.ADOPTING):
             state, failed = _fail_all(replace(state, phase=Phase.DROPPED))
             return state, (*failed, Forget(remove=state.sandbox))
         case RecordRead() if state.phase is Phase.ADOPTING:

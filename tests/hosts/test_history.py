@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from orchestrator.backends.fake import SlowExec
-from orchestrator.errors import TiltyardError
+from orchestrator.errors import RolloutClosed, SandboxError, TiltyardError
 from orchestrator.hosts.host import SandboxHost
 from orchestrator.models import RolloutKey, ToolReply
 from tests.hosts.test_adoption import crash
@@ -37,6 +37,8 @@ class Trainer:
                 request = a_call(f"echo {token} >> log; tail -n 1 log", token, rollout=rollout)
                 try:
                     reply = await host.call(request, self.task, timeout_s=0.5)
+                except (RolloutClosed, SandboxError):
+                    raise  # a rollout was lost, which no crash of ours may do
                 except TiltyardError:
                     pass
                 else:
