@@ -150,13 +150,40 @@ def _in_memory(pattern):
                 return True
     return False
 
-assert _in_memory(rb'"sweeper_[u]id": [0-9]'), "what the process was told is found"
-assert not _in_memory(rb'"budget_[s]": [0-9]'), "the plan is not: the process it was forked from never read it"
+assert _in_memory(rb'PYTEST_DISABLE_[P]LUGIN'), "what the process was told is found"
+assert not _in_memory(rb"zoo bee [a]nt zoo"), "the other file is not: the process it was forked from never read the plan"
 """
 
 
 async def test_the_plan_is_nowhere_in_a_childs_memory() -> None:
     grade = await graded({**GOLD, "tally/core.py": SEARCH + FIXED_CORE})
+    assert grade.passed, grade
+
+
+LOOK = """
+import os, sys
+
+_tests = os.path.dirname(sys.modules["tests.conftest"].__file__)
+assert len([name for name in os.listdir(_tests) if name.startswith("test_")]) == 1, os.listdir(_tests)
+"""
+
+
+async def test_a_child_finds_no_other_hidden_test_file() -> None:
+    grade = await graded({path: LOOK + str(text) for path, text in GOLD.items()})
+    assert grade.passed, grade
+
+
+HOLD = """
+import os, stat
+
+_open = [fd for fd in range(200) if os.path.exists(f"/proc/self/fd/{fd}")]
+assert stat.S_ISFIFO(os.fstat(3).st_mode) and not os.get_inheritable(3), "its own pipe"
+assert not any(stat.S_ISSOCK(os.fstat(fd).st_mode) for fd in _open), "not the runner's socket"
+"""
+
+
+async def test_a_child_holds_nothing_of_the_runners() -> None:
+    grade = await graded({path: HOLD + str(text) for path, text in GOLD.items()})
     assert grade.passed, grade
 
 
