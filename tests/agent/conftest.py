@@ -142,6 +142,8 @@ def lay_out(root: Path, **changes: object) -> AgentConfig:
     for folder in (config.workspace, config.home, config.tmp):
         Path(folder).mkdir(mode=0o755)
         os.chown(folder, config.uid_base, config.uid_base)
+    if config.mode == "one_uid":
+        os.chown(run, config.uid_base, config.uid_base)  # the agent's, and so the commands', own
     (run / "config.json").write_bytes(config.to_json())
     return config
 
