@@ -60,6 +60,7 @@ def _receive(control: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
 
 def _preload() -> None:
     """Import pytest from the interpreter's own packages, without `site`: no .pth and no sitecustomize runs."""
+    gc.disable()  # nothing of an import is garbage
     sys.path.extend(path for path in package_dirs(sys.executable) if os.path.isdir(path) and path not in sys.path)
     import _pytest.config
     import pytest  # noqa: F401
@@ -70,8 +71,8 @@ def _preload() -> None:
             ImportError
         ):  # else each child would import it; what a child cannot do without, it says
             importlib.import_module(name)
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def package_dirs(executable: str) -> list[str]:
