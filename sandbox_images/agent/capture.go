@@ -148,10 +148,10 @@ func trimEnd(data []byte) []byte {
 	return data
 }
 
-// trimStart drops the rest of a UTF-8 sequence whose beginning was cut away.
+// trimStart drops the rest of a UTF-8 sequence whose beginning was cut away. More than three such bytes are no text.
 func trimStart(data []byte) []byte {
-	for skip := 0; skip < min(utf8.UTFMax, len(data)); skip++ {
-		if utf8.RuneStart(data[skip]) {
+	for skip := 0; skip < utf8.UTFMax; skip++ {
+		if skip == len(data) || utf8.RuneStart(data[skip]) {
 			return data[skip:]
 		}
 	}

@@ -1,0 +1,165 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestJournalGivesBackWhatItTook(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "state")
+	j, err := openJournal(folder, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openJournal(folder, 1<<20); err != errLostBoot {
+		t.Fatalf("a second start: %v", err)
+	}
+	small, _ := j.append(recordBegin, []byte("small"))
+	big, err := j.append(recordResult, bytes.Repeat([]byte("x"), 600_000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := j.append(recordResult, make([]byte, 600_000)); err != errJournalFull {
+		t.Fatalf("over the limit: %v", err)
+	}
+	if _, err := j.append(recordAck, make([]byte, 600_000)); err != nil {
+		t.Fatalf("an acknowledgement: %v", err)
+	}
+	if data, err := j.read(big); err != nil || len(data) != 600_000 {
+		t.Fatal(err)
+	}
+	j.forget(big)
+	if _, err := j.read(big); err == nil {
+		t.Fatal("what was given back can still be read")
+	}
+	if data, err := j.read(small); err != nil || string(data) != "small" {
+		t.Fatalf("%q %v", data, err)
+	}
+}
+
+func TestADamagedRecordIsNotBelieved(t *testing.T) {
+	j, err := openJournal(t.TempDir(), 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	where, _ := j.append(recordResult, []byte("result"))
+	if _, err := j.file.WriteAt([]byte("R"), where.offset); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := j.read(where); err != errJournalBroken {
+		t.Fatalf("read: %v", err)
+	}
+}
+
+func FuzzTarsAreUnpackedBelowOrRefused(f *testing.F) {
+	var buffer bytes.Buffer
+	w := tar.NewWriter(&buffer)
+	_ = w.WriteHeader(&tar.Header{Name: "a/b", Size: 1, Mode: 0o644, Typeflag: tar.TypeReg})
+	_, _ = w.Write([]byte("x"))
+	_ = w.WriteHeader(&tar.Header{Name: "../c", Linkname: "/etc", Typeflag: tar.TypeSymlink})
+	_ = w.Close()
+	f.Add(buffer.Bytes())
+	outer := f.TempDir()
+	base := filepath.Join(outer, "base")
+	if err := os.Mkdir(base, 0o755); err != nil {
+		f.Fatal(err)
+	}
+	fd, err := openAt(-100, base, oPath|syscall.O_DIRECTORY, 0)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		_, _ = unpackTar(place{start: fd, asked: "."}, io.LimitReader(bytes.NewReader(data), 1<<20))
+		entries, err := os.ReadDir(outer)
+		if err != nil || len(entries) != 1 {
+			t.Fatalf("%v %v", entries, err)
+		}
+	})
+}
+
+func TestKillingAUIDSparesTheOthers(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("not root")
+	}
+	const uid = 1_234_567_890
+	k, err := newKiller(&Config{UIDBase: uid, UIDCount: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := func(as uint32) *exec.Cmd {
+		command := exec.Command("sleep", "60")
+		command.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: as, Gid: as}}
+		if err := command.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return command
+	}
+	victims, neighbour := []*exec.Cmd{start(uid), start(uid)}, start(uid+1)
+	done := make(chan error, 1)
+	go func() { done <- k.killUID(uid) }()
+	for _, victim := range victims {
+		if err := victim.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+			t.Errorf("victim: %v", err)
+		}
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if err := neighbour.Process.Signal(syscall.Signal(0)); err != nil {
+		t.Errorf("the neighbour died: %v", err)
+	}
+	_ = neighbour.Process.Kill()
+	_ = neighbour.Wait()
+}
+
+func TestASweepThatIsNotDoneInTimeSaysSo(t *testing.T) {
+	k, err := newKiller(&Config{UIDBase: 1_234_567_890, UIDCount: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k.sweep(tree{tag: tagBase, root: os.Getppid}, 0) {
+		t.Fatal("no time was enough")
+	}
+	if !k.sweep(tree{tag: tagBase + 1, root: func() int { return 0 }}, time.Second) {
+		t.Fatal("an empty tree was not swept")
+	}
+}
+
+func TestCrewActsAsTheUIDAndComesBack(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("not root")
+	}
+	folder := t.TempDir()
+	if err := os.Chmod(folder, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Dir(folder), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c := newCrew(2, false)
+	for _, uid := range []int{1_234_567_890, 1_234_567_891, 1_234_567_890} {
+		name := filepath.Join(folder, time.Now().Format("150405.000000000"))
+		c.as(uid, func() { _ = os.WriteFile(name, nil, 0o600) })
+		info, err := os.Stat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if owner := info.Sys().(*syscall.Stat_t).Uid; int(owner) != uid {
+			t.Errorf("owner %d, not %d", owner, uid)
+		}
+	}
+	if failure := guarded(func() { c.as(1_234_567_890, func() { panic("inside") }) }); failure != "inside" {
+		t.Errorf("panic: %v", failure)
+	}
+	if os.Geteuid() != 0 {
+		t.Error("this thread changed")
+	}
+}
