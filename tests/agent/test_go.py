@@ -13,6 +13,7 @@ from tests.needs import promised
 
 SOURCE = Path(__file__).parents[2] / "sandbox_images" / "agent"
 CACHE = Path(__file__).parents[2] / "build" / "go"
+pytestmark = pytest.mark.timeout(600)  # a cold cache compiles Go's standard library, for fuzzing once more
 TARGETS = re.findall(r"^func (Fuzz\w+)", "".join(p.read_text() for p in sorted(SOURCE.glob("*_test.go"))), re.MULTILINE)
 
 
@@ -28,7 +29,7 @@ def go() -> str:
     return found
 
 
-def run(go: str, *arguments: str, **env: str) -> str:
+def run(go: str, *arguments: str) -> str:
     settings = {
         "PATH": os.environ["PATH"],
         "HOME": str(CACHE),
@@ -38,7 +39,6 @@ def run(go: str, *arguments: str, **env: str) -> str:
         "GOTOOLCHAIN": "local",
         "GOFLAGS": "-mod=mod -buildvcs=false",
         "CGO_ENABLED": "0",
-        **env,
     }
     done = subprocess.run([go, *arguments], cwd=SOURCE, env=settings, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -47,8 +47,7 @@ def run(go: str, *arguments: str, **env: str) -> str:
 
 @pytest.mark.slow
 def test_vet_and_format_find_nothing(go: str) -> None:
-    for architecture in ("amd64", "arm64"):
-        run(go, "vet", "./...", GOARCH=architecture)
+    run(go, "vet", "./...")
     gofmt = shutil.which("gofmt", path=f"{Path(go).resolve().parent}{os.pathsep}{os.environ['PATH']}")
     if gofmt is not None:
         listed = subprocess.run([gofmt, "-l", "."], cwd=SOURCE, capture_output=True, text=True, check=True)
