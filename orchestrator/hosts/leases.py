@@ -297,12 +297,16 @@ def _end(state: LeaseState, event: TombstoneWritten | TombstoneFailed | Stale) -
             return state, ()
 
 
+def due(state: LeaseState, now: float) -> bool:
+    """Whether a `Tick` would do anything: thousands of rollouts are asked this every round."""
+    return not state.queue and not state.busy and (state.phase is Phase.CLOSING or now - state.active_at >= state.ttl_s)
+
+
 def _tick(state: LeaseState, now: float) -> Step:
-    if state.phase is Phase.CLOSING and not state.busy and state.end is not None:
-        return replace(state, busy=True), (WriteTombstone(end=state.end, reason=state.reason),)
-    idle = state.phase in (Phase.UNOPENED, Phase.LIVE, Phase.DEAD, Phase.GATHERING, Phase.GRADING)
-    if not idle or state.queue or state.busy or now - state.active_at < state.ttl_s:
+    if not due(state, now) or state.phase in (Phase.OPENING, Phase.ADOPTING):
         return state, ()
+    if state.phase is Phase.CLOSING and state.end is not None:
+        return replace(state, busy=True), (WriteTombstone(end=state.end, reason=state.reason),)
     if state.phase is Phase.GRADING:  # its evidence is stored: a later grade starts from there
         return replace(state, phase=Phase.DROPPED), (Forget(),)
     return _close(state, RolloutState.EXPIRED, f"no call for {state.ttl_s:g} s")

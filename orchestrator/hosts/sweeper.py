@@ -8,6 +8,7 @@ import structlog
 
 from orchestrator.errors import HostFull, StaleLease, TiltyardError
 from orchestrator.hosts.events import Phase, Stale, StartFailed, Tick
+from orchestrator.hosts.leases import due
 from orchestrator.hosts.lifecycle import Lifecycle
 from orchestrator.hosts.rollout import Rollout
 from orchestrator.interfaces import OwnedSandbox

@@ -42,7 +42,7 @@ from orchestrator.hosts.events import (
     Verdict,
     WriteTombstone,
 )
-from orchestrator.hosts.leases import startable, step
+from orchestrator.hosts.leases import due, startable, step
 from orchestrator.models import BoxEnd, CallKey, RolloutState, SandboxId
 
 TTL_S = 100.0
@@ -308,7 +308,9 @@ class LeaseMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         before = self.state
         self.now += seconds
+        nothing_due = not due(before, self.now)
         self.tell(Tick())
+        assert not nothing_due or self.state == before
         if before.queue or before.busy:
             assert self.state.end is before.end, "expired during a call or a grade"
 
