@@ -52,6 +52,14 @@ def test_only_passed_counts(outcome: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("outcome", "passes"), [("skipped", True), ("xfailed", True), ("passed", False), ("xpassed", False)]
+)
+def test_a_test_that_the_task_does_not_name_may_only_stand_aside(outcome: str, passes: bool) -> None:
+    other = ("tests/t.py::test_b[2]", outcome)
+    assert graded(replace(PASSING, outcomes=(*PASSING.outcomes, other))).passed is passes
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"outcomes": ((A, "passed"),)}, "missing"),
