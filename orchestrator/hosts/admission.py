@@ -1,6 +1,7 @@
 """Who gets a box next: a pure decision over memory, count and start slots. No I/O, clock or loop; the caller acts on `grants()`.
 
-Grades go before opens, opens before the reserve. Opens are fair per job: the job that holds the least memory for its share is next, and
+Grades go before opens, opens before the reserve; grades in the slot of an ended box before those that need memory, which may be waiting for
+just what they will give back. Opens are fair per job: the job that holds the least memory for its share is next, and
 within a job the order is that of asking. Nobody is passed over because something smaller would fit: large boxes would starve.
 """
 
@@ -52,6 +53,8 @@ class Admission:
             Kind.GRADE: OrderedDict(),
             Kind.RESERVE: OrderedDict(),
         }
+        self._in_slots: OrderedDict[TicketId, Ticket] = OrderedDict()
+        """Grades that inherit."""
         self._waiting: dict[TicketId, Ticket] = {}
         self._held: dict[TicketId, Ticket] = {}
         self._starting: set[TicketId] = set()
@@ -120,7 +123,7 @@ class Admission:
     @property
     def queued(self) -> int:
         """Opens that wait."""
-        return len(self._waiting) - sum(len(queue) for queue in self._others.values())
+        return len(self._waiting) - len(self._in_slots) - sum(len(queue) for queue in self._others.values())
 
     @property
     def free_memory_mib(self) -> int:
@@ -132,7 +135,7 @@ class Admission:
     # ---- inside
 
     def _next(self) -> Ticket | None:
-        if grades := self._others[Kind.GRADE]:
+        if grades := self._in_slots or self._others[Kind.GRADE]:
             return next(iter(grades.values()))
         if self._opens:
             job = min(self._opens, key=self._need)
@@ -168,6 +171,8 @@ class Admission:
             self._job_memory_mib.pop(ticket.job, None)
 
     def _queue_of(self, ticket: Ticket) -> OrderedDict[TicketId, Ticket]:
+        if ticket.inherits is not None:
+            return self._in_slots
         if ticket.kind is Kind.OPEN:
             return self._opens.setdefault(ticket.job, OrderedDict())
         return self._others[ticket.kind]
@@ -175,5 +180,5 @@ class Admission:
     def _unqueue(self, ticket: Ticket) -> None:
         queue = self._queue_of(ticket)
         queue.pop(ticket.id, None)
-        if ticket.kind is Kind.OPEN and not queue:
+        if ticket.kind is Kind.OPEN and ticket.inherits is None and not queue:
             del self._opens[ticket.job]

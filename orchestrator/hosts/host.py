@@ -214,6 +214,8 @@ class SandboxHost:
 
     async def release(self, rollout: RolloutKey) -> None:
         """See `Host.release`. Returns when the end is stored; a rollout that is being graded ends with its grade instead."""
+        while (loading := self._loading.get(rollout)) is not None:  # a first call is binding it: it ends when it is there
+            await asyncio.wait({loading})
         found = self._life.live.get(rollout)
         if found is not None and found.adopted is not None:
             await self._wait(found, found.adopted, time.monotonic() + self._settings.call_deadline_s)
@@ -229,7 +231,15 @@ class SandboxHost:
         return None
 
     async def _release_stored(self, rollout: RolloutKey) -> None:
-        """One that is not in memory: over, without a box, or with stored evidence (which a later grade needs)."""
+        """One that is not in memory: over, without a box, or with stored evidence (which a later grade needs). Nobody loads it meanwhile."""
+        loading = self._loading[rollout] = watched()
+        try:
+            await self._end_stored(rollout)
+        finally:
+            del self._loading[rollout]
+            loading.set_exception(StillRunning("this rollout was just being ended; retry"))
+
+    async def _end_stored(self, rollout: RolloutKey) -> None:
         binding = await self._parts.store.binding(rollout)
         if binding is None:
             raise UnknownRollout(f"no rollout {rollout.trace_id!r}")

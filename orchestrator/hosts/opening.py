@@ -1,6 +1,7 @@
 """A rollout's box: from the template to the lease.
 
-Its id is stored before it exists and its boot id before it is handed out: a binding with an id and no boot id therefore names a box that
+Its id is stored before anything that can fail (so that a rollout which asked in vain is never graded as one that did nothing), and its boot
+id before it is handed out: a binding with an id and no boot id therefore names a box that
 ran nothing, whoever reads it after whatever crash, and that box may be removed and another one made.
 """
 
@@ -26,6 +27,7 @@ async def open_box(parts: Parts, rollout: Rollout, chosen: Callable[[SandboxId],
     The template comes before the queue: a slot that waits for a clone or a set-up command would be idle. Raises what templates, admission
     (HostFull, Misconfigured), the store and the backend raise; the caller removes the chosen box and gives the slot back.
     """
+    sandbox_id = await _named(parts, rollout)
     template = await parts.template(rollout.task)
     ticket = Ticket(
         id=parts.ticket_id(),
@@ -36,17 +38,22 @@ async def open_box(parts: Parts, rollout: Rollout, chosen: Callable[[SandboxId],
     rollout.ticket = ticket.id
     await parts.gate.enter(ticket)
     try:
-        await _make(parts, rollout, template, chosen)
+        chosen(sandbox_id)
+        await _make(parts, rollout, template, sandbox_id)
     finally:
         parts.gate.started(ticket.id)
 
 
-async def _make(parts: Parts, rollout: Rollout, template: Template, chosen: Callable[[SandboxId], None]) -> None:
+async def _named(parts: Parts, rollout: Rollout) -> SandboxId:
+    """A new id, stored."""
     if rollout.binding.sandbox is not None:  # of a start that failed; it ran nothing
         parts.remover.retire(rollout.binding.sandbox)
     sandbox_id = new_sandbox_id("r")
     rollout.binding = await parts.store.attach_sandbox(rollout.binding, sandbox_id, None)
-    chosen(sandbox_id)
+    return sandbox_id
+
+
+async def _make(parts: Parts, rollout: Rollout, template: Template, sandbox_id: SandboxId) -> None:
     sandbox = await create(parts, sandbox_id, spec_for(rollout.task, template, rollout=rollout.key))
     failpoints.hit("after_create")
     lease = await first_lease(sandbox, rollout.key, rollout.binding.epoch)

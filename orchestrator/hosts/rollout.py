@@ -129,7 +129,8 @@ class Rollout:
             done(self.adopted)
 
     def fail_waiting(self, error: TiltyardError) -> None:
-        """Whoever waits for the box, the grade or a call that did not live to its end is told."""
+        """Whoever waits for adoption, the box, the grade or a call that did not live to its end is told."""
+        fail(self.adopted, error)
         fail(self.opened, error)
         fail(self.graded, error)
         for entry in self.leaving:

@@ -59,12 +59,13 @@ class Sweeper:
         await self._touch()
 
     def _end_idle(self) -> None:
+        now = self._parts.clock()
         for rollout in list(self._life.live.values()):
             if self._place_forgotten(rollout):
                 self._life.post(
                     rollout, StartFailed(), HostFull("its place in the queue was kept and nobody came back")
                 )
-            else:
+            elif due(rollout.state, now):
                 self._life.post(rollout, Tick())
 
     def _place_forgotten(self, rollout: Rollout) -> bool:

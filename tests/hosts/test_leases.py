@@ -174,6 +174,14 @@ def test_a_box_adopted_frozen_takes_no_calls_and_waits_for_its_grade() -> None:
     assert after(state, GradeAsked())[1] == [Gather()]
 
 
+def test_a_grade_that_comes_while_the_box_starts_refuses_calls_from_then_on() -> None:
+    state, _ = after(fresh(), arrived("a"), BoxChosen(sandbox=BOX))
+    state, actions = after(state, GradeAsked(), arrived("b"))
+    assert actions == [FailCalls(keys=(CallKey("b"),))]
+    state, actions = after(state, BoxReady())
+    assert actions == [FailCalls(keys=(CallKey("a"),)), Gather()]
+
+
 def test_readers_and_writers_in_order_of_arrival() -> None:
     def names(*calls: Call) -> list[str]:
         return [str(call.key) for call in startable(calls)]
