@@ -214,7 +214,9 @@ class SandboxHost:
 
     async def release(self, rollout: RolloutKey) -> None:
         """See `Host.release`. Returns when the end is stored; a rollout that is being graded ends with its grade instead."""
-        while (loading := self._loading.get(rollout)) is not None:  # a first call is binding it: it ends when it is there
+        while (
+            loading := self._loading.get(rollout)
+        ) is not None:  # a first call is binding it: it ends when it is there
             await asyncio.wait({loading})
         found = self._life.live.get(rollout)
         if found is not None and found.adopted is not None:
