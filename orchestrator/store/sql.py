@@ -150,7 +150,7 @@ class SqlStore:
         return codec.evidence_of(rows[0]["body"]) if rows else None
 
     async def put_reward(self, binding: Binding, reward: Reward) -> Reward:
-        """First wins. Raises StaleLease."""
+        """First wins. Raises StaleLease, RolloutClosed (tainted, and no reward stood before)."""
         return await self._writer.submit(writes.PutReward(rollout=binding.rollout, binding=binding, reward=reward))
 
     async def reward(self, rollout: RolloutKey) -> Reward | None:

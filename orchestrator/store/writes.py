@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
-from orchestrator.errors import StaleLease, TiltyardError
+from orchestrator.errors import RolloutClosed, StaleLease, TiltyardError
 from orchestrator.models import (
     Binding,
     CallKey,
@@ -161,7 +161,7 @@ def decide(ledger: Ledger, write: AnyWrite) -> Outcome:
     """Carry `write` out on the ledger; the value for its caller, or the refusal (then the ledger is unchanged)."""
     try:
         return _RULES[type(write)](ledger, write)
-    except StaleLease as refusal:
+    except (StaleLease, RolloutClosed) as refusal:
         return refusal
 
 
@@ -217,6 +217,8 @@ def _put_evidence(ledger: Ledger, write: PutEvidence) -> Evidence:
 def _put_reward(ledger: Ledger, write: PutReward) -> Reward:
     standing = ledger.owned(write.binding)
     if standing.id not in ledger.rewards:
+        if reason := ledger.taints.get(write.rollout, standing.binding.tainted):
+            raise RolloutClosed(f"this rollout was answered a caller's mistake and is never scored ({reason})")
         ledger.reward_rows.append(reward_row(standing.id, write.reward))
         ledger.rewards[standing.id] = write.reward
     return ledger.rewards[standing.id]
