@@ -12,6 +12,8 @@ from orchestrator.errors import AgentProtocolError
 
 PROTOCOL = "1"
 CHUNK_BYTES = 256 * 1024
+KEEPALIVE_S = 20
+"""Less than the agent's 30 s, so that it is we who let go of a connection that is not used."""
 TRIES = 3
 """A kept connection may just have been closed by the other side; every request of ours may be sent again."""
 
@@ -43,7 +45,7 @@ class Transport:
         if self._closed:
             raise Unreachable
         if self._session is None:
-            connector = aiohttp.UnixConnector(path=str(self._socket), limit=0, keepalive_timeout=60)
+            connector = aiohttp.UnixConnector(path=str(self._socket), limit=0, keepalive_timeout=KEEPALIVE_S)
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 timeout=aiohttp.ClientTimeout(),  # each request brings its own

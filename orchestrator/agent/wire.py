@@ -48,7 +48,8 @@ MAX_EVENT_BYTES = 4 * 1024 * 1024
 MAX_REPLY_BYTES = 8 * 1024 * 1024
 """Two streams of 512 KiB and 4 MiB of events, in base64, fit."""
 MAX_TEXT = 65_536 * 4
-MAX_PATH = 4096 * 4
+MAX_PATH = 128 * 256 * 4
+"""The agent walks 128 levels deep, a name has at most 255 bytes, and a byte that is no UTF-8 is written as four characters."""
 """Characters of a path in a reply: a name that is not UTF-8 comes escaped, four characters a byte."""
 
 KINDS: dict[str, type[Journaled]] = {

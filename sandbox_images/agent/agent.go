@@ -28,6 +28,7 @@ type agent struct {
 	cgroup   *cgroup
 	trimmer  *trimmer
 	tags     atomic.Uint32
+	unheard  atomic.Int32 // streams of processes left in the background
 }
 
 const fileThreads = 4

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unicode/utf8"
@@ -17,6 +18,9 @@ const (
 	// agent's share of the box's processor from the commands beside it.
 	floodBytes = 32 << 20
 	floodPause = 2 * time.Millisecond
+	// maxUnheard bounds the streams that are read on for processes left in the background: each costs a descriptor, and one process
+	// may collect the ends of many commands. Whoever writes to one beyond that gets SIGPIPE.
+	maxUnheard = 256
 )
 
 // Output is what was kept of a stream.
@@ -190,18 +194,25 @@ func (s *stream) pump() {
 	}
 }
 
-// finish takes what lies in the pipe now and ends the capture. The stream goes on unheard where somebody still holds it.
-func (s *stream) finish() {
+// finish takes what lies in the pipe now and ends the capture. The stream goes on unheard where somebody still holds it;
+// `unheard` counts those of the box.
+func (s *stream) finish(unheard *atomic.Int32) {
 	_ = s.reader.SetReadDeadline(time.Unix(1, 0))
 	<-s.idle
 	over := s.drain()
 	s.into.close()
-	if over {
-		_ = s.reader.Close()
+	if !over && unheard.Add(1) <= maxUnheard {
+		_ = s.reader.SetReadDeadline(time.Time{})
+		go func() {
+			defer unheard.Add(-1)
+			discard(s.reader)
+		}()
 		return
 	}
-	_ = s.reader.SetReadDeadline(time.Time{})
-	go discard(s.reader)
+	if !over {
+		unheard.Add(-1)
+	}
+	_ = s.reader.Close()
 }
 
 // drain reads without waiting, no more than what the pipe held when it was asked: a flood must not hold the reply back.

@@ -25,12 +25,13 @@ func (s *commands) remove(c *command) {
 	delete(s.running, c)
 }
 
-// condemn marks every running command of the uid: it ends because another one could not be ended alone.
-func (s *commands) condemn(uid int) {
+// condemn marks every running command that ends because this one could not be ended alone: those of its uid, and for a trusted
+// one, which the agent's own uid runs, all there are.
+func (s *commands) condemn(culprit *command) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.running {
-		if c.uid() == uid {
+		if culprit.op.Trusted || c.uid() == culprit.uid() {
 			s.running[c] = true
 		}
 	}

@@ -20,6 +20,8 @@ const (
 	maxHashTotal = 2 << 30
 	maxManifest  = 2_000_000
 	hashBuffer   = 128 << 10
+	// maxDeltaText bounds the paths of a delta: as JSON six times as long, which with the rest of 20,000 entries a reply of 64 MiB holds.
+	maxDeltaText = 8 << 20
 )
 
 // sealed is what the manifest says of a path: a file, or a symlink with its target.
@@ -188,12 +190,13 @@ type difference struct {
 	mu      sync.Mutex
 	reply   *deltaReply
 	budget  int64
+	room    int // for paths, in bytes
 	work    chan func()
 	running sync.WaitGroup
 }
 
 func newDifference(a *agent, request *deltaRequest) *difference {
-	d := &difference{agent: a, request: request, budget: maxHashTotal, ignored: map[string]bool{}}
+	d := &difference{agent: a, request: request, budget: maxHashTotal, room: maxDeltaText, ignored: map[string]bool{}}
 	d.reply = &deltaReply{Changes: []change{}}
 	for _, name := range request.ignore {
 		d.ignored[name] = true
@@ -367,10 +370,12 @@ func (d *difference) compare(fd int, stat syscall.Stat_t, text string, entry *se
 func (d *difference) add(c change) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(d.reply.Changes) >= d.request.max {
+	// A path that no request can name is of no use to who gets the delta, and a model can make thousands of them.
+	if len(d.reply.Changes) >= d.request.max || len(c.Path) > maxPathBytes || len(c.Path) > d.room {
 		d.reply.Truncated = true
 		return
 	}
+	d.room -= len(c.Path)
 	d.reply.Changes = append(d.reply.Changes, c)
 }
 

@@ -98,7 +98,7 @@ func (c *command) end() (killedAll bool) {
 	}
 	if !gone {
 		killedAll = true
-		a.commands.condemn(c.uid())
+		a.commands.condemn(c)
 		if err := a.killer.killUID(c.uid()); err != nil {
 			logf("kill all: %v", err)
 		}
@@ -118,7 +118,7 @@ func (c *command) describe(result *ExecResult) {
 		_ = c.stdin.Close()
 	}
 	for _, s := range c.streams {
-		s.finish()
+		s.finish(&c.agent.unheard)
 	}
 	code, name := -1, "SIGKILL"
 	if c.ended != nil && c.ended.Exited() {
@@ -298,30 +298,34 @@ func flatten(env map[string]string) []string {
 	return flat
 }
 
-// lookup finds the program as a shell would, with the command's own rights.
+// lookup finds the program as a shell would. Most lie where everybody may look; for the rest the command's own rights are taken.
 func (a *agent) lookup(uid int, name string, env map[string]string, directory string) (found string, refusal *Failure) {
 	if strings.Contains(name, "/") {
 		return name, nil // relative to the working directory, which the child enters first
 	}
-	a.quick.as(uid, func() {
-		for _, place := range strings.Split(env["PATH"], ":") {
-			if place == "" || name == "" {
-				continue
-			}
-			candidate := strings.TrimSuffix(place, "/") + "/" + name
-			if place[0] != '/' {
-				candidate = directory + "/" + candidate
-			}
-			if executable(candidate, uid) {
-				found = candidate
-				return
-			}
-		}
-	})
+	if found = search(env["PATH"], name, directory, uid); found == "" {
+		a.quick.as(uid, func() { found = search(env["PATH"], name, directory, uid) })
+	}
 	if found == "" {
 		return "", refuse(codeCannotStart, fmt.Sprintf("%.200s: command not found", name))
 	}
 	return found, nil
+}
+
+func search(path, name, directory string, uid int) string {
+	for _, place := range strings.Split(path, ":") {
+		if place == "" || name == "" {
+			continue
+		}
+		candidate := strings.TrimSuffix(place, "/") + "/" + name
+		if place[0] != '/' {
+			candidate = directory + "/" + candidate
+		}
+		if executable(candidate, uid) {
+			return candidate
+		}
+	}
+	return ""
 }
 
 // executable judges by the mode bits: access(2) would ask for the real uid, which is the agent's.

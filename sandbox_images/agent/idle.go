@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"sync"
@@ -14,12 +15,16 @@ import (
 // the first command after it takes about a millisecond longer.
 const idleAfter = 2 * time.Second
 
+// settledAfter is when it does so again: connections that a burst needed are closed by then.
+const settledAfter = idleTimeout + 10*time.Second
+
 // trimmer gives memory back while nothing runs.
 type trimmer struct {
-	mu    sync.Mutex
-	busy  int
-	timer *time.Timer
-	code  []mapping
+	mu      sync.Mutex
+	busy    int
+	settled bool
+	timer   *time.Timer
+	code    []mapping
 }
 
 // mapping is a part of the program's own file that is mapped read-only.
@@ -35,6 +40,7 @@ func (t *trimmer) begin() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.busy++
+	t.settled = false
 	t.timer.Stop()
 }
 
@@ -54,6 +60,11 @@ func (t *trimmer) trim() {
 	if t.busy > 0 {
 		return
 	}
+	if !t.settled {
+		t.settled = true
+		t.timer.Reset(settledAfter)
+	}
+	runtime.GC() // what pools hold takes two collections to go
 	debug.FreeOSMemory()
 	for _, m := range t.code {
 		_, _, _ = syscall.Syscall(syscall.SYS_MADVISE, m.start, m.size, syscall.MADV_DONTNEED)

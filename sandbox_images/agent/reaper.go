@@ -1,8 +1,6 @@
 package main
 
 import (
-	"os"
-	"os/signal"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -16,25 +14,12 @@ type reaper struct {
 	wake     chan struct{}
 }
 
+// newReaper starts the loop. While we have no child nothing can become one but what was put into the box from outside; such a
+// zombie waits for the next command.
 func newReaper() *reaper {
 	r := &reaper{children: map[int]chan<- syscall.WaitStatus{}, wake: make(chan struct{}, 1)}
-	// An orphan may come to us while we have no child of our own.
-	died := make(chan os.Signal, 1)
-	signal.Notify(died, syscall.SIGCHLD)
-	go func() {
-		for range died {
-			r.nudge()
-		}
-	}()
 	go r.loop()
 	return r
-}
-
-func (r *reaper) nudge() {
-	select {
-	case r.wake <- struct{}{}:
-	default:
-	}
 }
 
 // spawn starts a process; its wait status arrives on the channel once.
@@ -47,7 +32,10 @@ func (r *reaper) spawn(program string, argv []string, attr *syscall.ProcAttr) (i
 	}
 	status := make(chan syscall.WaitStatus, 1)
 	r.children[pid] = status
-	r.nudge()
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
 	return pid, status, nil
 }
 

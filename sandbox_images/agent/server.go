@@ -23,9 +23,9 @@ const (
 	maxHeaderBytes    = 16 << 10
 	maxConnections    = 256
 	maxWait           = 60 * time.Second
-	bodyTimeout       = 30 * time.Second  // for a body of at most 4 MiB on a local socket
-	streamTimeout     = 10 * time.Minute  // for put, get and delta
-	idleTimeout       = 120 * time.Second // of a kept connection
+	bodyTimeout       = 30 * time.Second // for a body of at most 4 MiB on a local socket
+	streamTimeout     = 10 * time.Minute // for put, get and delta
+	idleTimeout       = 30 * time.Second // of a kept connection; a host lets go of it earlier
 )
 
 // listen makes the socket for the agent's own uid only, whatever the umask is later.

@@ -213,3 +213,19 @@ async def test_nothing_of_the_agents_own_environment_reaches_commands(open_box: 
         assert "CANARY" not in await box.text(
             "env; cat /proc/1/environ 2>/dev/null; cat /proc/*/environ 2>/dev/null; true"
         )
+
+
+async def test_streams_left_in_the_background_are_bounded(box: Box) -> None:
+    """One process collects the output ends of many commands; the agent keeps 256 of them open, not all."""
+    keeper = "import os, socket\ns = socket.socket(socket.AF_UNIX)\ns.bind('keep'); s.listen(99)\nheld = []\nos.close(1); os.close(2)\n"
+    keeper += "while True:\n    c, _ = s.accept()\n    held.append(socket.recv_fds(c, 9, 9)); c.close()\n"
+    giver = "import socket\ns = socket.socket(socket.AF_UNIX); s.connect('keep'); socket.send_fds(s, [b'x'], [1]); s.recv(1)\n"
+    await box.text(
+        f"cat > keeper.py <<'E'\n{keeper}E\ncat > giver.py <<'E'\n{giver}E\npython3 keeper.py >/dev/null 2>&1 & true"
+    )
+    await until((box.workspace / "keep").exists, "the keeper")
+    for _ in range(13):
+        results = await asyncio.gather(*(box.exec("python3", "-I", "-S", "giver.py") for _ in range(25)))
+        assert {result.exit_code for result in results} == {0}
+    held = len(list(Path(f"/proc/{box.agent_pid}/fd").iterdir()))
+    assert 256 <= held <= 256 + 80, held
