@@ -64,7 +64,7 @@ async def _attempt(bench: Bench, plan: Plan) -> Grade | None:
     """None: the run did not reach its end."""
     spec = spec_of(bench.task)
     async with bench.fresh_box() as box:
-        await boxes.install(box, plan, bench.task.limits)
+        await _install(box, plan, bench.task)
         inspection = await carry_over(bench, box)
         if inspection.attack:
             return Grade(
@@ -77,6 +77,14 @@ async def _attempt(bench: Bench, plan: Plan) -> Grade | None:
         return None
     grade = await asyncio.to_thread(judge, spec, plan, run.reports)
     return replace(grade, findings=(*inspection.findings, *grade.findings))
+
+
+async def _install(box: GraderBox, plan: Plan, task: Task) -> None:
+    """Raises GraderError, also for a box that dies: nothing of the agent's is in it yet."""
+    try:
+        await boxes.install(box, plan, task.limits)
+    except SandboxDead as error:
+        raise GraderError(f"the grading box died before it was used: {error.message}") from error
 
 
 async def carry_over(bench: Bench, box: GraderBox) -> Inspection:
@@ -116,13 +124,18 @@ async def _content(bench: Bench, change: FileChange) -> bytes:
 
 
 def _refuse_malformed(changes: Sequence[FileChange]) -> None:
-    """A delta names each path once, and a file that is there has no file above it."""
-    paths = [change.path for change in changes]
+    """A delta names each file once, and a file that is there has no file above it.
+
+    What is no file may be written as one is: a name need not be text. Raises GraderError.
+    """
+    paths = [change.path for change in changes if change.type == "file"]
     present = {change.path for change in changes if change.kind != "deleted" and change.type == "file"}
     parents = {"/".join(parts[:count]) for parts in map(_parts, present) for count in range(1, len(parts))}
     if len(set(paths)) != len(paths) or present & parents:
         raise GraderError("the stored delta contradicts itself")
-    lost = [change.path for change in changes if change.path in present and change.blob is None]
+    lost = [
+        change.path for change in changes if change.kind != "deleted" and change.type == "file" and change.blob is None
+    ]
     if lost and is_plain(lost[0]):
         raise GraderError("the stored delta lacks the content of a changed file")
 
