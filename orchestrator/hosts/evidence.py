@@ -12,7 +12,7 @@ from itertools import count
 from orchestrator.errors import AgentProtocolError, SandboxDead, SandboxLost, SandboxOutOfMemory, StartFailed
 from orchestrator.hosts.parts import WORKDIR, Parts
 from orchestrator.hosts.rollout import Rollout
-from orchestrator.interfaces import Sandbox
+from orchestrator.interfaces import Blobs, Sandbox
 from orchestrator.models import BoxEnd, CallKey, CallRecord, Evidence, FileChange, Finding, OpId
 from orchestrator.operations import (
     Change,
@@ -34,6 +34,8 @@ AFTER_FREEZE_S = 5.0
 TAR_BLOCK_BYTES = 2_048
 """What a tar adds to a file, long names included, rounded up."""
 MAX_PATHS_PER_GET = 1_000
+BLOBS_AT_ONCE = 8
+"""Being put: each waits for the disk, which takes several waits at once for little more than one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,13 +148,13 @@ async def carry(parts: Parts, own: Own, delta: DeltaResult) -> Taken:
 
 
 def within_budget(changes: Sequence[Change], budget_bytes: int) -> tuple[list[Change], list[str]]:
-    """The files whose content is carried, in order, and the paths of those that no longer fit. Pure."""
+    """The files whose content is carried, in order, and the paths of those that no longer fit or that the agent had no time to hash. Pure."""
     wanted: list[Change] = []
     left_out: list[str] = []
     for change in changes:
         if change.kind == "deleted" or change.type != "file":
             continue
-        if change.size_bytes > budget_bytes:
+        if change.sha256 is None or change.size_bytes > budget_bytes:
             left_out.append(change.path)
             continue
         budget_bytes -= change.size_bytes
@@ -194,8 +196,23 @@ async def _fetch(parts: Parts, own: Own, chunk: Sequence[Change], blobs: dict[st
     if not isinstance(result, GetResult):
         raise AgentProtocolError("the box answered a get with something else")
     files = await asyncio.to_thread(unpack, result.tar, chunk)
-    for path, data in files.items():
-        blobs[path] = await parts.blobs.put(data)
+    blobs |= await keep_all(parts.blobs, files)
+
+
+async def keep_all(blobs: Blobs, files: Mapping[str, bytes]) -> dict[str, str]:
+    """Path -> digest, when all are kept. Raises StoreError; what is being put then ends first."""
+    names: dict[str, str] = {}
+    waiting = iter(files.items())
+
+    async def work() -> None:
+        for path, data in waiting:
+            names[path] = await blobs.put(data)
+
+    ended = await asyncio.gather(*(work() for _ in range(BLOBS_AT_ONCE)), return_exceptions=True)
+    for failure in ended:
+        if failure is not None:
+            raise failure
+    return names
 
 
 def unpack(tar: bytes, chunk: Sequence[Change]) -> Mapping[str, bytes]:
