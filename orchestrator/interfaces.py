@@ -51,7 +51,8 @@ class Sandbox(Protocol):
     """One live box, seen through its agent.
 
     Raises (all methods): SandboxLost (gone, restarted, not answering), AgentProtocolError (answers nonsense), SandboxDead (died of memory or
-    its agent was killed by commands), StaleLease (an older epoch than the box has), ReplayDiverged.
+    its agent was killed by commands), StaleLease (an older epoch than the box has), ReplayDiverged (or the call was
+    acknowledged), RolloutClosed (a new operation in a frozen box).
     """
 
     @property
