@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 UV := .tools/bin/uv
-REQUIRE := $(shell [ "$$(id -u)" = 0 ] && echo docker,root || echo docker)
+REQUIRE := $(shell [ "$$(id -u)" = 0 ] && echo docker,root,go || echo docker,go)
 
 .PHONY: help setup engine images fmt check test demo bench clean
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
 START, END = "<!-- measured: start -->", "<!-- measured: end -->"
-LEAK_ROLLOUTS, LEAK_KILLS = 40, 8
+LEAK_ROLLOUTS, LEAK_KILLS = 100, 10
 
 
 async def measure(folder: Path) -> tuple[list[Budget], list[Sample]]:

@@ -102,7 +102,7 @@ async def leaks(server: Server, players: list[Trainer], kills: int) -> Budget:
         await server.kill()
         await server.start()
         await asyncio.gather(*playing)
-    await asyncio.gather(*(player.grade() for player in players))
+        await asyncio.gather(*(player.grade() for player in batch))
     await server.stop()
     left = await server.settled(60)
     folders = [str(path) for path in (server.folder / "state" / server.deployment / "boxes").glob("*")]

@@ -1,6 +1,6 @@
 """`tiltyard serve`."""
 
-import asyncio
+import uvloop
 
 from orchestrator import failpoints
 from orchestrator.cli.wiring import gateway
@@ -13,7 +13,7 @@ def run(settings: Settings) -> None:
     """Until SIGTERM or SIGINT; boxes of live rollouts are left for the next start. Raises Misconfigured, EngineUnavailable, StoreError."""
     configure_logging(SecretRegistry(), level=settings.log_level)
     failpoints.arm(settings.failpoints)
-    asyncio.run(_serve(settings))
+    uvloop.run(_serve(settings))
 
 
 async def _serve(settings: Settings) -> None:

@@ -57,6 +57,9 @@ class Bind(Write[Binding]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachSandbox(HostWrite[Binding]):
+    """Durable: a boot id lost with the machine would let a used id open a second box."""
+
+    durable = True
     sandbox: SandboxId
     boot_id: str | None
 

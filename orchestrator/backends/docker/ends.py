@@ -1,7 +1,7 @@
 """Whose doing a box's end was: the model's (its grade is the floor) or ours (never a reward)."""
 
 from orchestrator.backends.docker.facts import ContainerState
-from orchestrator.errors import SandboxDead, SandboxLost
+from orchestrator.errors import SandboxDead, SandboxLost, SandboxOutOfMemory
 
 SIGKILLED = 128 + 9
 GO_CRASH = 2
@@ -25,13 +25,13 @@ def classify_end(
     if state is None:
         return SandboxLost("the box is gone")
     if state.running and memory_share >= MEMORY_IS_FULL:
-        return SandboxDead("the sandbox has used up its memory and answers no more")
+        return SandboxOutOfMemory("the sandbox has used up its memory and answers no more")
     if state.running:
         return SandboxLost("the box runs but its agent does not answer")
     if killed_from_outside:
         return SandboxLost("the box was killed from outside")
     if state.oom_killed and state.exit_code == SIGKILLED:
-        return SandboxDead("the sandbox ran out of memory and was ended")
+        return SandboxOutOfMemory("the sandbox ran out of memory and was ended")
     if state.exit_code == GO_CRASH:
         return SandboxDead("the sandbox's supervisor was brought down by commands that used up memory or processes")
     return SandboxLost(f"the box ended with status {state.exit_code}, by no doing of its commands")

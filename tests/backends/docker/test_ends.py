@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.backends.docker.ends import classify_end
 from orchestrator.backends.docker.facts import ContainerState
-from orchestrator.errors import SandboxDead, SandboxLost
+from orchestrator.errors import SandboxDead, SandboxLost, SandboxOutOfMemory
 
 ENDED = ContainerState(
     id="0" * 64,
@@ -25,7 +25,7 @@ ENDED = ContainerState(
 @pytest.mark.parametrize(
     ("exit_code", "oom_killed", "from_outside", "blamed"),
     [
-        (137, True, False, SandboxDead),  # memory ran out, and the agent went with it
+        (137, True, False, SandboxOutOfMemory),  # memory ran out, and the agent went with it
         (2, False, False, SandboxDead),  # the agent's runtime found no thread or no memory
         (137, True, True, SandboxLost),  # memory had run out before, but an operator killed the box
         (137, False, False, SandboxLost),  # an operator, an engine restart, or the whole machine out of memory
@@ -49,7 +49,9 @@ def test_a_box_that_is_gone_or_silent_is_lost() -> None:
     assert type(classify_end(running, killed_from_outside=False)) is SandboxLost
 
 
-@pytest.mark.parametrize(("memory_share", "blamed"), [(0.95, SandboxDead), (0.8, SandboxDead), (0.5, SandboxLost)])
+@pytest.mark.parametrize(
+    ("memory_share", "blamed"), [(0.95, SandboxOutOfMemory), (0.8, SandboxOutOfMemory), (0.5, SandboxLost)]
+)
 def test_a_silent_box_is_dead_where_its_commands_hold_its_memory(memory_share: float, blamed: type[Exception]) -> None:
     running = replace(ENDED, running=True)
     assert type(classify_end(running, killed_from_outside=False, memory_share=memory_share)) is blamed
