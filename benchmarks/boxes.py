@@ -105,7 +105,7 @@ async def leaks(server: Server, players: list[Trainer], kills: int) -> Budget:
         await asyncio.gather(*(player.grade() for player in batch))
     await server.stop()
     left = await server.settled(60)
-    folders = [str(path) for path in (server.folder / "state" / server.deployment / "boxes").glob("*")]
+    folders = [str(path) for path in (server.state / server.deployment / "boxes").glob("*")]
     return Budget(
         name=f"left after kill -9 x{kills}, {len(players)} rollouts",
         value=float(len(left) + len(folders)),

@@ -84,15 +84,15 @@ def _spec(task: Task) -> FileF1Spec:
 
 def grade_answer(spec: FileF1Spec, evidence: Evidence) -> Grade:
     """The grade of `evidence`. Pure."""
+    gold, _ = distinct(spec.gold)
     try:
         entries = answer(spec.source, evidence)
         named, strange = distinct(entries)
         count = len(named) + len(strange)
-        if count > MAX_PER_GOLD * max(1, len(spec.gold)):
+        if count > MAX_PER_GOLD * max(1, len(gold)):
             raise NoAnswer(f"a list of {count} files is too long to be an answer")
     except NoAnswer as none:
         return Grade(score=0.0, passed=False, reason=str(none), sub_scores={"precision": 0.0, "recall": 0.0, "f1": 0.0})
-    gold, _ = distinct(spec.gold)
     scores = f1(named, gold, strangers=len(strange))
     hits = len(named & gold)
     return Grade(

@@ -129,7 +129,7 @@ def check_socket_room(state_dir: Path, deployment: str) -> None:
 
 def make_workspaces(state_dir: Path, deployment: str) -> Workspaces:
     """The form that this process's rights allow. Raises Misconfigured for a bad folder or deployment name."""
-    check_socket_room(state_dir, deployment)
+    check_socket_room(check_state_dir(state_dir), deployment)
     from orchestrator.repos.plain import PlainWorkspaces
     from orchestrator.repos.rooted import RootWorkspaces
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -70,6 +71,7 @@ class Server:
     folder: Path
     tasks: Path
     deployment: str
+    state: Path
     env: dict[str, str] = field(default_factory=dict)
     port: int = 0
     process: asyncio.subprocess.Process | None = None
@@ -87,7 +89,7 @@ class Server:
         """Returns when it takes connections. AssertionError with its log when it does not."""
         self.port = self.port or free_port()
         settings = {
-            "TILTYARD_STATE_DIR": str(self.folder / "state"),
+            "TILTYARD_STATE_DIR": str(self.state),
             "TILTYARD_DEPLOYMENT": self.deployment,
             "TILTYARD_HOST_ID": "e2e",
             "TILTYARD_MEMORY_LIMIT_MIB": "8192",
@@ -147,13 +149,13 @@ class Server:
         return listed.stdout.split()
 
     def mounts(self) -> list[str]:
-        state = str(self.folder / "state")
+        state = str(self.state)
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
         return [line for line in lines if state in line]
 
     def loops(self) -> list[str]:
         listed = subprocess.run(["losetup", "-l", "-n", "-O", "BACK-FILE"], capture_output=True, text=True, check=True)
-        return [line for line in listed.stdout.splitlines() if str(self.folder / "state") in line]
+        return [line for line in listed.stdout.splitlines() if str(self.state) in line]
 
     def leftovers(self) -> list[str]:
         return self.containers() + self.mounts() + self.loops()
@@ -167,7 +169,7 @@ class Server:
         return self.leftovers()
 
     def sweep(self) -> None:
-        env = {**os.environ, "TILTYARD_STATE_DIR": str(self.folder / "state"), "TILTYARD_HOST_ID": "e2e"}
+        env = {**os.environ, "TILTYARD_STATE_DIR": str(self.state), "TILTYARD_HOST_ID": "e2e"}
         command = [sys.executable, "-m", "orchestrator.cli.main", "sweep", "--deployment", self.deployment]
         subprocess.run(command, env=env, check=True, capture_output=True, timeout=120)
 
@@ -192,11 +194,29 @@ def write_tasks(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
 
 
 @asynccontextmanager
-async def serving(folder: Path, rows: Sequence[Mapping[str, object]], **env: str) -> AsyncIterator[Server]:
-    """A started server; at the end it is stopped and what it left is swept."""
+async def serving(
+    folder: Path, rows: Sequence[Mapping[str, object]], *, state: Path | None = None, **env: str
+) -> AsyncIterator[Server]:
+    """A started server; at the end it is stopped and what it left is swept.
+
+    Its state lies in a short folder of its own: unix sockets below it have 107 bytes for their path.
+    """
+    with tempfile.TemporaryDirectory(prefix="ty-") as short:
+        async with _serving(folder, rows, state or Path(short), env) as server:
+            yield server
+
+
+@asynccontextmanager
+async def _serving(
+    folder: Path, rows: Sequence[Mapping[str, object]], state: Path, env: dict[str, str]
+) -> AsyncIterator[Server]:
     name = re.sub(r"[^a-z0-9]+", "-", folder.name.lower()).strip("-")[:20]
     server = Server(
-        folder=folder, tasks=write_tasks(folder / "tasks.jsonl", rows), deployment=f"{name}-{os.getpid()}", env=env
+        folder=folder,
+        tasks=write_tasks(folder / "tasks.jsonl", rows),
+        deployment=f"{name}-{os.getpid()}",
+        state=state,
+        env=env,
     )
     try:
         await server.start()
@@ -204,7 +224,8 @@ async def serving(folder: Path, rows: Sequence[Mapping[str, object]], **env: str
     finally:
         with contextlib.suppress(TimeoutError):
             await server.stop()
-        await asyncio.to_thread(server.sweep)
+        if (state / server.deployment / "boxes").is_dir():
+            await asyncio.to_thread(server.sweep)
 
 
 @dataclass(slots=True)

@@ -201,8 +201,6 @@ async def test_an_engine_that_is_not_there_is_said_at_the_start(tmp_path: Path, 
 async def test_a_state_folder_too_deep_for_sockets_is_said_at_the_start(
     tmp_path: Path, rows: list[dict[str, object]]
 ) -> None:
-    deep = tmp_path / ("d" * 60)
-    deep.mkdir()
     with pytest.raises(AssertionError, match="shorter TILTYARD_STATE_DIR"):
-        async with serving(deep, rows):
+        async with serving(tmp_path, rows, state=tmp_path / ("d" * 60)):
             pass

@@ -23,7 +23,15 @@ from tests.gateway.test_server import serve
 from tool_gateway.app import create_app
 from tool_gateway.server import BoundedProtocol
 
-CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+
+def no_unpromised_server_error(ctx: Any, response: Any, case: Any) -> bool | None:
+    """A rollout that an earlier example tainted answers 500 `rollout_closed`, as it must; every other 5xx is a fault."""
+    if response.status_code == 500 and response.json().get("error") == "rollout_closed":
+        return None
+    return not_a_server_error(ctx, response, case)
+
+
+CHECKS = [no_unpromised_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 EXAMPLES = 20
 """Per route and mode: a few seconds for all of them."""
 

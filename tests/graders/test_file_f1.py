@@ -219,6 +219,11 @@ def test_a_score_is_in_range_and_order_and_repetition_do_not_matter(
     assert submitted([*gold, *gold], *again) == grade
 
 
+def test_gold_that_repeats_itself_allows_no_longer_answer() -> None:
+    files = [f"other/{number}.py" for number in range(MAX_PER_GOLD + 1)]
+    assert submitted(["a.py", "a.py"], *files) == submitted(["a.py"], *files)
+
+
 @given(st.sets(NAMES, min_size=1), st.sets(NAMES, min_size=1))
 def test_only_the_gold_itself_earns_the_top(files: set[str], gold: set[str]) -> None:
     grade = submitted(sorted(gold), *files)

@@ -7,8 +7,9 @@ import random
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from subprocess import Popen
 
@@ -293,13 +294,26 @@ async def test_names_that_are_no_folder_names_are_refused(name: str, workspaces:
         await workspaces.remove(SandboxId(name))
 
 
-async def test_paths_that_mount_options_cannot_carry_are_refused(tmp_path: Path) -> None:
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """Unix sockets below a state folder have 107 bytes for their path."""
+    with tempfile.TemporaryDirectory(prefix="ty-") as folder:
+        yield Path(folder)
+
+
+async def test_paths_that_mount_options_cannot_carry_are_refused(short: Path) -> None:
     for folder in ("a:b", "a,b", "a b", 'a"b'):
         with pytest.raises(Misconfigured, match="mount options"):
-            make_workspaces(tmp_path / folder, "dep")
-    assert isinstance(make_workspaces(tmp_path / "fine", "dep"), RootWorkspaces)
+            make_workspaces(short / folder, "dep")
+    assert isinstance(make_workspaces(short / "fine", "dep"), RootWorkspaces)
     with pytest.raises(Misconfigured, match="deployment"):
-        make_workspaces(tmp_path, "../up")
+        make_workspaces(short, "../up")
+
+
+async def test_a_path_too_deep_for_sockets_is_refused(short: Path) -> None:
+    make_workspaces(short, "dep")
+    with pytest.raises(Misconfigured, match="shorter TILTYARD_STATE_DIR"):
+        make_workspaces(short / ("d" * 60), "dep")
 
 
 async def killed_with(worker: Callable[..., Popen[str]], tmp_path: Path, origin: Origin, *names: str) -> RootWorkspaces:

@@ -46,12 +46,12 @@ me = os.readlink("/proc/self")  # as the outer /proc names it
 def mount(*words): subprocess.run(["mount", *words], check=True)
 mount("-t", "proc", "proc", "/proc")
 mount("-t", "tmpfs", "-o", "mode=755,size=256m", "tmpfs", "/srv")
+for source, target in wish["binds"]:  # before /tmp is hidden: the environment may lie below it
+    os.makedirs(target)
+    mount("--bind", source, target)
 for folder in ("/tmp", "/var/tmp", "/dev/shm"):
     os.makedirs(folder, exist_ok=True)
     mount("-t", "tmpfs", "-o", "mode=1777,size=64m", "tmpfs", folder)
-for source, target in wish["binds"]:
-    os.makedirs(target)
-    mount("--bind", source, target)
 os.makedirs("/srv/venv/bin")
 os.symlink(wish["python"], "/srv/venv/bin/python")
 with open("/srv/venv/pyvenv.cfg", "w") as settings:
