@@ -52,7 +52,7 @@ async def test_the_first_task_is_served_solved_and_graded(tmp_path: Path, state:
         assert b"serving on" in await asyncio.wait_for(server.stdout.readline(), 60)
         called, graded = [await asyncio.to_thread(shell, request, tmp_path, env) for request in requests]
         assert "return a + b" in called
-        assert graded == '{"score":1.0}'
+        assert graded == '{"score": 1.0}'
         story = await asyncio.to_thread(shell, ".venv/bin/tiltyard rollouts show trace_1", tmp_path, env)
         assert "scored" in story
         assert "calc.py" in story
