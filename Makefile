@@ -27,6 +27,7 @@ check: build/environment ## format, lint, types, architecture
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/pytest -q tests/test_architecture.py
 
 test: setup ## everything this machine can run
+	@[ "$$(id -u)" != 0 ] || sandbox_images/packages python3-pytest
 	TILTYARD_REQUIRE=$(REQUIRE) $(BIN)/pytest
 
 demo: setup ## real rollouts over the RFT wire, graded
