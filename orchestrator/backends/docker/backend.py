@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from orchestrator.backends.docker.settings import DockerSettings, engine_socket
 from orchestrator.backends.docker.spec import (
     CONFIG_NAME,
     ROLE,
+    Body,
     BoxPlan,
     agent_config,
     check_spec,
@@ -58,8 +59,12 @@ class DockerBackend:
     name = "docker"
     scope = Scope.HOST
 
-    def __init__(self, settings: DockerSettings, workspaces: Workspaces) -> None:
+    def __init__(
+        self, settings: DockerSettings, workspaces: Workspaces, *, body: Callable[[BoxPlan], Body] = container_spec
+    ) -> None:
+        """`body` makes the create request from a plan. Tests weaken it, to see the suite turn red."""
         self._settings = settings
+        self._body = body
         self._workspaces = workspaces
         self._engine = Engine(engine_socket(settings), timeout_s=settings.request_timeout_s)
         self._slots = asyncio.Semaphore(settings.start_slots)
@@ -173,7 +178,7 @@ class DockerBackend:
         if isinstance(mount, OverlayVolume):
             labels = {**self._labels, "tiltyard.sandbox": plan.sandbox_id}
             await self._engine.create_volume(volume_name(plan.sandbox_id), volume_options(mount), labels)
-        container = await self._engine.create(container_name(plan.sandbox_id), container_spec(plan))
+        container = await self._engine.create(container_name(plan.sandbox_id), self._body(plan))
         await self._engine.start(container)
         return await self._ready(plan, container, deadline)
 

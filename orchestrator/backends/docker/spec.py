@@ -59,6 +59,10 @@ MASKED_PATHS = (
 READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
+Body = dict[str, JsonValue]
+"""The body of a create request."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoxPlan:
     """Everything that `container_spec` decides from. Times are wall-clock seconds."""
@@ -142,7 +146,7 @@ def volume_options(volume: OverlayVolume) -> dict[str, str]:
     return {"type": "overlay", "device": "overlay", "o": f"nosuid,nodev,{volume.options}"}
 
 
-def container_spec(plan: BoxPlan) -> dict[str, JsonValue]:
+def container_spec(plan: BoxPlan) -> Body:
     """The body of the create request: everything a box may and may not do stands here."""
     shared = one_uid(plan.workspace)
     uid = plan.workspace.uid_base
