@@ -42,3 +42,8 @@ def in_groups(groups: Collection[str]) -> Sequence[Check]:
 def checks() -> Sequence[Check]:
     """Every check; ids are unique, and each control is one of them."""
     return tuple(check for module in MODULES for check in module.GROUP.checks)
+
+
+def proving(control: str) -> Sequence[Check]:
+    """Checks that are evidence for one security control, `C1` to `C35`."""
+    return tuple(check for check in checks() if control in check.controls)

@@ -110,7 +110,7 @@ async def environment_is_given(rig: Rig) -> None:
     expect.equal(result.stdout.head, value.encode(), "the variable's value")
 
 
-@GROUP.negative(control=environment_is_given)
+@GROUP.negative(control=environment_is_given, proves=("C23",))
 async def environment_holds_nothing_else(rig: Rig) -> None:
     """A command finds the box's own few variables, nothing of the machine or the agent."""
     lines = (await (await rig.box()).text("env")).splitlines()
@@ -169,7 +169,7 @@ async def _capped(rig: Rig, size: int, limit: int) -> ExecResult:
     return await (await rig.box()).sh("cat", stdin=bytes(65 + i % 26 for i in range(size)), limit=limit)
 
 
-@GROUP.positive()
+@GROUP.positive(proves=("C17",))
 async def output_below_and_at_its_cap_is_whole(rig: Rig) -> None:
     """Output of limit - 1 and of limit bytes is returned uncut."""
     for size in (1023, 1024):
@@ -178,7 +178,7 @@ async def output_below_and_at_its_cap_is_whole(rig: Rig) -> None:
         expect.equal(found, (size, 0, size), f"kept, cut and total for {size} bytes under a cap of 1024")
 
 
-@GROUP.negative(control=output_below_and_at_its_cap_is_whole)
+@GROUP.negative(control=output_below_and_at_its_cap_is_whole, proves=("C17",))
 async def output_above_its_cap_is_cut(rig: Rig) -> None:
     """One byte more than the limit: head and tail are kept, within the limit, and the cut is stated in bytes."""
     for size in (1025, 50_000):
@@ -191,7 +191,7 @@ async def output_above_its_cap_is_cut(rig: Rig) -> None:
         expect.that(sent.startswith(output.head) and sent.endswith(output.tail), "the true head and tail")
 
 
-@GROUP.positive()
+@GROUP.positive(proves=("C17",))
 async def cut_never_splits_a_character(rig: Rig) -> None:
     """Head and tail of cut text are whole UTF-8, whatever the alignment."""
     for shift in range(4):
@@ -202,7 +202,7 @@ async def cut_never_splits_a_character(rig: Rig) -> None:
             expect.that(part.decode("utf-8", "ignore").encode() == part, f"whole characters with shift {shift}")
 
 
-@GROUP.positive()
+@GROUP.positive(proves=("C17",))
 async def caps_are_per_stream(rig: Rig) -> None:
     """A flood on one stream leaves the other whole."""
     box = await rig.box()
@@ -211,7 +211,7 @@ async def caps_are_per_stream(rig: Rig) -> None:
     expect.that(result.stderr.cut_bytes >= 19_000, "the flood to be cut")
 
 
-@GROUP.positive()
+@GROUP.positive(proves=("C16", "C18"))
 async def endless_output_ends_at_the_time_out(rig: Rig) -> None:
     """`yes` is capped, killed when its time is over, and the box goes on."""
     box = await rig.box()

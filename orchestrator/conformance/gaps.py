@@ -1,7 +1,12 @@
-"""Checks that a backend of ours is known not to pass, each with its reason. A gap that passes fails the run, until it is taken off."""
+"""Checks that a backend of ours is known not to pass, each with its reason. A gap that passes fails the run, until it is taken off.
+
+Gaps belong to a subject: a backend with its runtime and image (`docker`, `docker-runsc`, `docker-busybox`, `fake`).
+"""
 
 from collections.abc import Mapping
 from types import MappingProxyType
+
+DEFAULT_IMAGE = "tiltyard/python:3.11"
 
 NO_KERNEL = "the fake backend runs no programs: there is no kernel, process, network or /proc to look at"
 NO_USERS = "the fake backend has no users: a principal is a name, and nothing is kept from it"
@@ -48,4 +53,14 @@ _FAKE: Mapping[str, str] = {
 _DOCKER: Mapping[str, str] = {}
 
 GAPS: Mapping[str, Mapping[str, str]] = MappingProxyType({"fake": _FAKE, "docker": _DOCKER})
-"""By the backend's name; a backend that is not named has none."""
+"""By subject; one that is not named has none."""
+
+
+def subject(backend: str, *, runtime: str = "", image: str = DEFAULT_IMAGE) -> str:
+    """What the suite is run over, as one word: the backend, its runtime and the image where they are not the usual ones.
+
+    `docker`, `docker-runsc`, `docker-busybox`, `docker-runsc-busybox`, `fake`, `local`.
+    """
+    name = image.rpartition("/")[2].partition("@")[0].partition(":")[0]
+    parts = (backend, "" if runtime == "runc" else runtime, "" if image == DEFAULT_IMAGE else name)
+    return "-".join(filter(None, parts))

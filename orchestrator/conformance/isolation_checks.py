@@ -43,20 +43,20 @@ async def loopback_works(rig: Rig) -> None:
     expect.equal(await (await rig.box()).python(probes.LOOPBACK), "hello\n1", "what came over TCP and UDP")
 
 
-@GROUP.negative(control=loopback_works)
+@GROUP.negative(control=loopback_works, proves=("C20",))
 async def no_network_interface(rig: Rig) -> None:
     """There is no interface but the loopback."""
     names = set((await (await rig.box()).python(probes.INTERFACES)).split())
     expect.equal(sorted(name for name in names if name not in ("lo", "sit0", "tunl0", "ip6tnl0")), [], "interfaces")
 
 
-@GROUP.negative(control=loopback_works)
+@GROUP.negative(control=loopback_works, proves=("C20",))
 async def metadata_service_is_out_of_reach(rig: Rig) -> None:
     """The clouds' metadata addresses cannot be reached, over IPv4, IPv6 or mapped."""
     await _unreachable(await rig.box(), METADATA)
 
 
-@GROUP.negative(control=loopback_works)
+@GROUP.negative(control=loopback_works, proves=("C20",))
 async def the_world_is_out_of_reach(rig: Rig) -> None:
     """Neither the internet nor private ranges can be reached, by TCP or UDP, and no name resolves."""
     box = await rig.box()
@@ -65,7 +65,7 @@ async def the_world_is_out_of_reach(rig: Rig) -> None:
     expect.equal(sent, [], "addresses that datagrams leave for")
 
 
-@GROUP.negative(control=loopback_works)
+@GROUP.negative(control=loopback_works, proves=("C20",))
 async def the_machine_is_out_of_reach(rig: Rig) -> None:
     """A server that listens on every address of this machine cannot be reached from a box."""
     with closing(socket.create_server(("", 0))) as server:
@@ -94,7 +94,7 @@ async def a_boxs_own_files_are_seen(rig: Rig) -> None:
     expect.equal(await box.text("echo here > /tmp/own; cat /tmp/own; rm /tmp/own"), "here\n", "the file")
 
 
-@GROUP.negative(control=a_boxs_own_files_are_seen)
+@GROUP.negative(control=a_boxs_own_files_are_seen, proves=("C9",))
 async def files_of_the_machine_are_not_seen(rig: Rig) -> None:
     """A file of this machine exists in no box, by its own name or through /proc."""
     canary = secrets.token_hex(16)
@@ -114,7 +114,7 @@ async def own_processes_are_seen(rig: Rig) -> None:
     expect.that(any("python3" in line for line in lines), "the probe among the processes")
 
 
-@GROUP.negative(control=own_processes_are_seen)
+@GROUP.negative(control=own_processes_are_seen, proves=("C10",))
 async def processes_of_the_machine_are_not_seen(rig: Rig) -> None:
     """No process of this machine shows in a box's /proc, this suite's own least of all."""
     marker = secrets.token_hex(16)
@@ -142,7 +142,7 @@ async def own_socket_can_be_connected_to(rig: Rig) -> None:
     expect.equal(found, "/tmp/own.sock", "sockets that answer")  # noqa: S108  (in the box)
 
 
-@GROUP.negative(control=own_socket_can_be_connected_to)
+@GROUP.negative(control=own_socket_can_be_connected_to, proves=("C9",))
 async def no_socket_leads_out(rig: Rig) -> None:
     """No unix socket in the box answers a command: not the agent's, no engine's."""
     box = await rig.box()
@@ -159,7 +159,7 @@ async def a_command_knows_its_user(rig: Rig) -> None:
     expect.equal(await box.text("id -u"), first, "the user, asked again")
 
 
-@GROUP.negative(control=a_command_knows_its_user)
+@GROUP.negative(control=a_command_knows_its_user, proves=("C5",))
 async def commands_are_not_root(rig: Rig) -> None:
     """Commands run as an unprivileged user and group."""
     ids = (await (await rig.box()).text("id -u; id -g")).split()
@@ -173,7 +173,7 @@ async def posture_can_be_read(rig: Rig) -> None:
     expect.equal([len(line.split()) for line in lines], [9, 9], "fields")
 
 
-@GROUP.negative(control=posture_can_be_read)
+@GROUP.negative(control=posture_can_be_read, proves=("C1",))
 async def commands_have_no_capabilities(rig: Rig) -> None:
     """No capability is effective, permitted, inheritable or ambient, in a command or its child."""
     for line in (await (await rig.box()).python(probes.STATUS)).splitlines():
@@ -183,7 +183,7 @@ async def commands_have_no_capabilities(rig: Rig) -> None:
         expect.equal(held, {0}, "capabilities held")
 
 
-@GROUP.negative(control=posture_can_be_read)
+@GROUP.negative(control=posture_can_be_read, proves=("C2", "C3"))
 async def no_new_privileges_and_a_filter(rig: Rig) -> None:
     """`no_new_privs` is set and a seccomp filter is on, in a command and its child."""
     for line in (await (await rig.box()).python(probes.STATUS)).splitlines():
@@ -197,7 +197,7 @@ async def ordinary_system_calls_work(rig: Rig) -> None:
     expect.that("getpid allowed" in found.splitlines(), "getpid to be allowed")
 
 
-@GROUP.negative(control=ordinary_system_calls_work)
+@GROUP.negative(control=ordinary_system_calls_work, proves=("C3", "C4"))
 async def dangerous_system_calls_are_refused(rig: Rig) -> None:
     """What kernels were broken by is refused: io_uring, bpf, keyrings, mounts, namespaces, AF_ALG, AF_VSOCK."""
     lines = (await (await rig.box()).python(probes.SYSCALLS, *SYSTEM_CALLS)).splitlines()
@@ -213,7 +213,7 @@ async def own_folders_are_writable(rig: Rig) -> None:
         expect.that(folder in found, f"{folder} among the writable folders")
 
 
-@GROUP.negative(control=own_folders_are_writable)
+@GROUP.negative(control=own_folders_are_writable, proves=("C6",))
 async def the_rest_is_read_only(rig: Rig) -> None:
     """Nothing else of the file system can be written."""
     found = (await (await rig.box()).python(probes.TOP_LEVEL)).split()
@@ -229,7 +229,7 @@ async def harmless_kernel_files_are_readable(rig: Rig) -> None:
     expect.that("/proc/self/status" in found.split(), "/proc/self/status to be readable")
 
 
-@GROUP.negative(control=harmless_kernel_files_are_readable)
+@GROUP.negative(control=harmless_kernel_files_are_readable, proves=("C7",))
 async def telling_kernel_files_are_masked(rig: Rig) -> None:
     """Files that tell of the kernel's memory, keys and firmware are empty or closed; its switches cannot be written."""
     box = await rig.box()
@@ -239,7 +239,7 @@ async def telling_kernel_files_are_masked(rig: Rig) -> None:
     expect.equal(await box.python(probes.WRITABLE, *SWITCHES), "", "writable switches")
 
 
-@GROUP.negative(control=harmless_kernel_files_are_readable)
+@GROUP.negative(control=harmless_kernel_files_are_readable, proves=("C9",))
 async def only_harmless_devices(rig: Rig) -> None:
     """/dev holds the few devices that programs need, and no disk, memory or hypervisor."""
     names = (await (await rig.box()).text("ls /dev")).split()
@@ -247,7 +247,7 @@ async def only_harmless_devices(rig: Rig) -> None:
     expect.equal(sorted(set(names) - DEVICES), [], "other devices")
 
 
-@GROUP.negative(control=harmless_kernel_files_are_readable)
+@GROUP.negative(control=harmless_kernel_files_are_readable, proves=("C10", "C23"))
 async def the_agents_memory_is_out_of_reach(rig: Rig) -> None:
     """Environment, memory, descriptors and root of PID 1 cannot be read, and it cannot be traced."""
     box = await rig.box()
@@ -255,7 +255,7 @@ async def the_agents_memory_is_out_of_reach(rig: Rig) -> None:
     expect.equal(await box.python(probes.PTRACE), "refused", "tracing PID 1")
 
 
-@GROUP.negative(control=a_boxs_own_files_are_seen)
+@GROUP.negative(control=a_boxs_own_files_are_seen, proves=("C23",))
 async def the_agents_files_are_out_of_reach(rig: Rig) -> None:
     """Commands can neither read the agent's journal nor write into its folders."""
     box = await rig.box()
@@ -273,7 +273,7 @@ async def own_processes_can_be_signalled(rig: Rig) -> None:
     expect.equal(await (await rig.box()).text("sleep 20 & kill -9 $! && echo killed"), "killed\n", "output")
 
 
-@GROUP.negative(control=own_processes_can_be_signalled)
+@GROUP.negative(control=own_processes_can_be_signalled, proves=("C33",))
 async def the_agent_cannot_be_signalled(rig: Rig) -> None:
     """PID 1 takes no signal from commands, and answers on."""
     async with rig.own_box() as box:
@@ -283,7 +283,7 @@ async def the_agent_cannot_be_signalled(rig: Rig) -> None:
         await box.alive()
 
 
-@GROUP.negative(control=own_processes_can_be_signalled)
+@GROUP.negative(control=own_processes_can_be_signalled, proves=("C33",))
 async def killing_everything_spares_the_agent(rig: Rig) -> None:
     """`kill -9 -1` ends the box's commands, not its agent."""
     async with rig.own_box() as box:
@@ -291,7 +291,7 @@ async def killing_everything_spares_the_agent(rig: Rig) -> None:
         await box.alive()
 
 
-@GROUP.negative(control=a_boxs_own_files_are_seen)
+@GROUP.negative(control=a_boxs_own_files_are_seen, proves=("C10",))
 async def boxes_do_not_share_files(rig: Rig) -> None:
     """What one box writes to workspace, home, /tmp or shared memory is in no other."""
     box = await rig.box()
@@ -304,7 +304,7 @@ async def boxes_do_not_share_files(rig: Rig) -> None:
         await other.alive()
 
 
-@GROUP.negative(control=own_processes_are_seen)
+@GROUP.negative(control=own_processes_are_seen, proves=("C10",))
 async def boxes_do_not_share_memory_or_processes(rig: Rig) -> None:
     """Processes, POSIX shared memory and message queues of one box are in no other."""
     box = await rig.box()
@@ -320,7 +320,7 @@ async def boxes_do_not_share_memory_or_processes(rig: Rig) -> None:
         )
 
 
-@GROUP.positive()
+@GROUP.positive(proves=("C5",))
 async def boxes_have_users_of_their_own(rig: Rig) -> None:
     """Two boxes do not share a user, so that neither's limits count for the other."""
     box = await rig.box()
@@ -329,7 +329,7 @@ async def boxes_have_users_of_their_own(rig: Rig) -> None:
     expect.that(first != second, f"two users, found {first.strip()} twice")
 
 
-@GROUP.positive()
+@GROUP.positive(proves=("C10",))
 async def hostname_tells_nothing(rig: Rig) -> None:
     """A box does not carry the machine's name."""
     name = (await (await rig.box()).text("cat /proc/sys/kernel/hostname")).strip()

@@ -65,31 +65,31 @@ async def the_next_command_works(rig: Rig) -> None:
     await box.alive()
 
 
-@GROUP.negative(control=a_living_child_shows)
+@GROUP.negative(control=a_living_child_shows, proves=("C18",))
 async def time_out_kills_the_child(rig: Rig) -> None:
     """A child of a command whose time is over does not outlive it."""
     await _timed_out(await rig.box(), f"({BEAT}) & sleep 20")
 
 
-@GROUP.negative(control=a_living_child_shows)
+@GROUP.negative(control=a_living_child_shows, proves=("C18",))
 async def time_out_kills_the_double_forked(rig: Rig) -> None:
     """A process that let its parents die is killed too."""
     await _timed_out(await rig.box(), f"( ( ({BEAT}) & ) & ) ; sleep 20")
 
 
-@GROUP.negative(control=a_living_child_shows)
+@GROUP.negative(control=a_living_child_shows, proves=("C18",))
 async def time_out_kills_a_new_session(rig: Rig) -> None:
     """`setsid` and `nohup` do not save a process."""
     await _timed_out(await rig.box(), f"setsid nohup sh -c '{BEAT}' >/dev/null 2>&1 & sleep 20")
 
 
-@GROUP.negative(control=a_living_child_shows)
+@GROUP.negative(control=a_living_child_shows, proves=("C18",))
 async def time_out_kills_what_ignores_sigterm(rig: Rig) -> None:
     """Ignoring SIGTERM does not save a process."""
     await _timed_out(await rig.box(), f"trap '' TERM HUP INT; setsid sh -c '{BEAT}' & sleep 20")
 
 
-@GROUP.negative(control=a_living_child_shows)
+@GROUP.negative(control=a_living_child_shows, proves=("C18",))
 async def time_out_kills_a_daemon(rig: Rig) -> None:
     """Double-forked, in a session of its own and ignoring signals, all at once."""
     await _timed_out(await rig.box(), f"trap '' TERM HUP; ( setsid sh -c '{BEAT}' >/dev/null 2>&1 & ) ; sleep 20")

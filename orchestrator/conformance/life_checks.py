@@ -134,13 +134,13 @@ async def missed_deadline_is_a_failed_start(rig: Rig) -> None:
     await _not_started(rig, rig.spec, StartFailed, deadline=time.monotonic() - 1)
 
 
-@GROUP.negative(control=new_box_answers)
+@GROUP.negative(control=new_box_answers, proves=("C20",))
 async def unknown_network_is_refused(rig: Rig) -> None:
     """A network that the backend does not have is refused, not ignored."""
     await _not_started(rig, replace(rig.spec, network="no-such-network"), Misconfigured)
 
 
-@GROUP.negative(control=new_box_answers)
+@GROUP.negative(control=new_box_answers, proves=("C25",))
 async def missing_image_is_refused(rig: Rig) -> None:
     """An image that is not there is a failed start that names it, and nothing is left."""
     error = await _not_started(rig, replace(rig.spec, image=NO_IMAGE, template=None), TiltyardError)
@@ -229,7 +229,7 @@ async def grader_box_runs_the_trusted_principal(rig: Rig) -> None:
         expect.equal(len({other, lines[1], (await box.text("id -u")).strip()}), 3, "different users")
 
 
-@GROUP.negative(control=grader_box_runs_the_trusted_principal)
+@GROUP.negative(control=grader_box_runs_the_trusted_principal, proves=("C5",))
 async def trusted_files_and_processes_are_out_of_reach(rig: Rig) -> None:
     """In a grading box other principals can neither read nor change what is trusted, nor signal trusted commands."""
     async with rig.own_box(replace(rig.spec, grader=True)) as box:

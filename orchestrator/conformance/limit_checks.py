@@ -30,7 +30,7 @@ async def processes_below_the_limit_start(rig: Rig) -> None:
     expect.equal(await (await rig.box()).python(probes.FORKS, "30"), "30", "children")
 
 
-@GROUP.negative(control=processes_below_the_limit_start)
+@GROUP.negative(control=processes_below_the_limit_start, proves=("C12",))
 async def processes_above_the_limit_do_not_start(rig: Rig) -> None:
     """Forking stops at the box's limit; the agent goes on."""
     async with rig.own_box(rig.limited(pids=PIDS)) as box:
@@ -40,7 +40,7 @@ async def processes_above_the_limit_do_not_start(rig: Rig) -> None:
         await box.alive()
 
 
-@GROUP.negative(control=processes_below_the_limit_start)
+@GROUP.negative(control=processes_below_the_limit_start, proves=("C12",))
 async def fork_bomb_is_survived(rig: Rig) -> None:
     """While a bomb goes off the agent answers, a neighbour box works, and afterwards the box does too."""
     neighbour = await rig.box()
@@ -63,7 +63,7 @@ async def memory_below_the_limit_can_be_used(rig: Rig) -> None:
         expect.equal(result.stdout.head.strip(), b"%d" % (MEMORY_MIB // 3), "MiB held")
 
 
-@GROUP.negative(control=memory_below_the_limit_can_be_used)
+@GROUP.negative(control=memory_below_the_limit_can_be_used, proves=("C11",))
 async def memory_above_the_limit_kills_the_command(rig: Rig) -> None:
     """A command that takes more dies, is known to have died of it, and the agent goes on."""
     async with rig.own_box(rig.limited(memory_mib=MEMORY_MIB)) as box:
@@ -81,7 +81,7 @@ async def disk_below_the_limit_can_be_used(rig: Rig) -> None:
             await box.write(f"block-{number}", bytes(MIB))
 
 
-@GROUP.negative(control=disk_below_the_limit_can_be_used)
+@GROUP.negative(control=disk_below_the_limit_can_be_used, proves=("C15",))
 async def disk_above_the_limit_is_refused(rig: Rig) -> None:
     """Writing stops at the limit, for operations and commands; what is there stays, and removing makes room."""
     async with rig.own_box(rig.limited(disk_mib=DISK_MIB)) as box:
@@ -106,7 +106,7 @@ async def _fill(box: Box) -> int:
     return 2 * DISK_MIB
 
 
-@GROUP.negative(control=text_is_written_and_read)
+@GROUP.negative(control=text_is_written_and_read, proves=("C15",))
 async def tmp_and_home_count_too(rig: Rig) -> None:
     """Neither home nor the folder for temporary files is a way around the disk's limit."""
     async with rig.own_box(rig.limited(disk_mib=DISK_MIB)) as box:
@@ -120,7 +120,7 @@ async def tmp_and_home_count_too(rig: Rig) -> None:
             await box.text(f"cd {place}; for i in $(seq 0 {2 * DISK_MIB}); do rm -f b$i; done")
 
 
-@GROUP.negative(control=text_is_written_and_read)
+@GROUP.negative(control=text_is_written_and_read, proves=("C15",))
 async def inodes_above_the_limit_are_refused(rig: Rig) -> None:
     """A flood of empty files stops too."""
     async with rig.own_box(rig.limited(inodes=INODES)) as box:
@@ -131,7 +131,7 @@ async def inodes_above_the_limit_are_refused(rig: Rig) -> None:
         await box.alive()
 
 
-@GROUP.negative(control=own_processes_can_be_signalled)
+@GROUP.negative(control=own_processes_can_be_signalled, proves=("C16",))
 async def background_flood_does_not_fill_the_agent(rig: Rig) -> None:
     """A background process that prints for ever costs the agent no memory."""
     async with rig.own_box() as box:
@@ -143,7 +143,7 @@ async def background_flood_does_not_fill_the_agent(rig: Rig) -> None:
         await box.alive()
 
 
-@GROUP.positive(limit_s=20)
+@GROUP.positive(limit_s=20, proves=("C13",))
 async def processor_time_is_limited(rig: Rig) -> None:
     """Four spinning processes get what one processor gives, where the box has one."""
     async with rig.own_box(rig.limited(cpus=0.5)) as box:
@@ -151,7 +151,7 @@ async def processor_time_is_limited(rig: Rig) -> None:
         expect.that(0.1 < used <= 2 * 0.5 * 1.5, f"about 1 s of processor time in 2 s, found {used:.2f}")
 
 
-@GROUP.positive()
+@GROUP.positive(proves=("C19",))
 async def descriptors_and_core_files_are_limited(rig: Rig) -> None:
     """Open files are limited to what the task says, and no core files are written."""
     found = (await (await rig.box()).python(probes.LIMITS)).split()

@@ -15,6 +15,9 @@ Body = Callable[["Rig"], Awaitable[None]]
 DEFAULT_LIMIT_S = 30.0
 """What a check may take. Most take milliseconds; the slowest start several boxes."""
 
+CONTROLS = frozenset(f"C{number}" for number in range(1, 36))
+"""Security controls that checks are evidence for; docs/security.md says what each is."""
+
 
 class Broken(Exception):
     """What a check expected did not hold; the message says what was expected and what was found."""
@@ -36,13 +39,17 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One promise of a backend. `id` is `group/words-of-the-promise`; `control` is the id of a negative check's positive control."""
+    """One promise of a backend. `id` is `group/words-of-the-promise`; `control` is the id of a negative check's positive control.
+
+    `controls` names the security controls (`C1` to `C35`, docs/security.md) that the check is evidence for.
+    """
 
     id: str
     group: str
     sentence: str
     kind: Kind
     control: str | None
+    controls: tuple[str, ...]
     limit_s: float
     body: Body
 
@@ -59,9 +66,9 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """`left_behind` are boxes of the suite that the backend still had when everything was over."""
+    """`subject` is what was proved: `docker`, `docker-runsc` .. `left_behind`: boxes that were still there when all was over."""
 
-    backend: str
+    subject: str
     results: Sequence[Result]
     left_behind: Sequence[str]
 
@@ -86,16 +93,21 @@ class Group:
         self.name = name
         self.checks: list[Check] = []
 
-    def positive(self, *, limit_s: float = DEFAULT_LIMIT_S) -> Callable[[Body], Check]:
-        return lambda body: self._add(body, Kind.POSITIVE, None, limit_s)
+    def positive(self, *, limit_s: float = DEFAULT_LIMIT_S, proves: tuple[str, ...] = ()) -> Callable[[Body], Check]:
+        """Raises Misconfigured when `proves` names no control."""
+        _known(proves)
+        return lambda body: self._add(body, Kind.POSITIVE, None, proves, limit_s)
 
-    def negative(self, *, control: Check, limit_s: float = DEFAULT_LIMIT_S) -> Callable[[Body], Check]:
-        """Raises Misconfigured when `control` is itself negative."""
+    def negative(
+        self, *, control: Check, limit_s: float = DEFAULT_LIMIT_S, proves: tuple[str, ...] = ()
+    ) -> Callable[[Body], Check]:
+        """Raises Misconfigured when `control` is itself negative, or `proves` names no control."""
+        _known(proves)
         if control.kind is not Kind.POSITIVE:
             raise Misconfigured(f"{control.id} cannot be a control: it is negative itself")
-        return lambda body: self._add(body, Kind.NEGATIVE, control.id, limit_s)
+        return lambda body: self._add(body, Kind.NEGATIVE, control.id, proves, limit_s)
 
-    def _add(self, body: Body, kind: Kind, control: str | None, limit_s: float) -> Check:
+    def _add(self, body: Body, kind: Kind, control: str | None, controls: tuple[str, ...], limit_s: float) -> Check:
         name = getattr(body, "__name__", "")
         sentence = " ".join((body.__doc__ or "").split())
         check = Check(
@@ -104,11 +116,17 @@ class Group:
             sentence=sentence,
             kind=kind,
             control=control,
+            controls=controls,
             limit_s=limit_s,
             body=body,
         )
         self.checks.append(check)
         return check
+
+
+def _known(controls: tuple[str, ...]) -> None:
+    if unknown := sorted(set(controls) - CONTROLS):
+        raise Misconfigured(f"unknown controls {unknown}; there are C1 to C35")
 
 
 def check_gaps(checks: Sequence[Check], gaps: Mapping[str, str]) -> None:

@@ -8,14 +8,13 @@ from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from orchestrator.conformance.gaps import GAPS
+from orchestrator.conformance.gaps import DEFAULT_IMAGE, GAPS, subject
 from orchestrator.conformance.model import Report, Result
 from orchestrator.conformance.runner import run
 from orchestrator.interfaces import SandboxBackend, SandboxSpec, Template
 from orchestrator.models import Limits
 from orchestrator.operations import ManifestFile
 
-DEFAULT_IMAGE = "tiltyard/python:3.11"
 LIMITS = Limits(memory_mib=512, cpus=1.0, pids=128, disk_mib=128, inodes=20_000, open_files=1024)
 FILES = {"README": b"a template for conformance\n", "sub/inner": b"inner\n"}
 
@@ -44,13 +43,15 @@ async def run_named(
     backend: SandboxBackend,
     *,
     image: str = DEFAULT_IMAGE,
+    runtime: str = "",
     groups: Collection[str] = (),
     on_result: Callable[[Result], None] = lambda result: None,
 ) -> Report:
-    """Every check (or those of `groups`) over `backend`, its known gaps taken from `GAPS` by its name.
+    """Every check (or those of `groups`) over `backend`, its known gaps taken from `GAPS` by subject.
 
+    `runtime` is the one that `backend` was made with: it only names the subject.
     `on_result` is told of each as it ends. Raises Misconfigured for an unknown group.
     """
     async with suite_spec(image) as spec:
-        gaps = GAPS.get(backend.name, {})
-        return await run(backend, spec=spec, gaps=gaps, on_result=on_result, groups=groups)
+        name = subject(backend.name, runtime=runtime, image=image)
+        return await run(backend, spec=spec, gaps=GAPS.get(name, {}), on_result=on_result, groups=groups, subject=name)

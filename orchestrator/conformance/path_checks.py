@@ -50,7 +50,7 @@ async def _all_refused(box: Box, path: str, *codes: FailureCode) -> None:
         expect.refused(await box.run(op), *codes)
 
 
-@GROUP.negative(control=text_is_written_and_read)
+@GROUP.negative(control=text_is_written_and_read, proves=("C27",))
 async def dot_dot_is_refused(rig: Rig) -> None:
     """`..` anywhere in a path is refused, also where it would stay inside."""
     box = await rig.box()
@@ -58,13 +58,13 @@ async def dot_dot_is_refused(rig: Rig) -> None:
         await _all_refused(box, path, FailureCode.BAD_PATH)
 
 
-@GROUP.negative(control=text_is_written_and_read)
+@GROUP.negative(control=text_is_written_and_read, proves=("C27",))
 async def nul_is_refused(rig: Rig) -> None:
     """A NUL byte in a path is refused, not cut at."""
     await _all_refused(await rig.box(), "a\0b", FailureCode.BAD_PATH)
 
 
-@GROUP.negative(control=text_is_written_and_read)
+@GROUP.negative(control=text_is_written_and_read, proves=("C27",))
 async def empty_path_is_refused(rig: Rig) -> None:
     """An empty path names nothing."""
     await _all_refused(await rig.box(), "", FailureCode.BAD_PATH)
@@ -79,7 +79,7 @@ async def longest_names_work(rig: Rig) -> None:
         expect.equal(await box.read(name), TEXT, f"content of {name[:20]!r}")
 
 
-@GROUP.negative(control=longest_names_work)
+@GROUP.negative(control=longest_names_work, proves=("C27",))
 async def too_long_names_are_refused(rig: Rig) -> None:
     """A name over 255 bytes or a path over 4,096 is the model's mistake."""
     box = await rig.box()
@@ -87,7 +87,7 @@ async def too_long_names_are_refused(rig: Rig) -> None:
         await _all_refused(box, path, FailureCode.BAD_PATH, FailureCode.NOT_FOUND)
 
 
-@GROUP.negative(control=text_is_written_and_read)
+@GROUP.negative(control=text_is_written_and_read, proves=("C27",))
 async def writing_outside_is_refused(rig: Rig) -> None:
     """Only workspace, home and /tmp may be written by operations."""
     box = await rig.box()
@@ -102,7 +102,7 @@ async def the_image_is_readable(rig: Rig) -> None:
     expect.that(b"root:" in result.data, "the image's /etc/passwd")
 
 
-@GROUP.negative(control=the_image_is_readable)
+@GROUP.negative(control=the_image_is_readable, proves=("C27",))
 async def kernel_files_are_refused(rig: Rig) -> None:
     """/proc, /sys and /dev are no places for operations; magic links lead nowhere."""
     box = await rig.box()
@@ -117,7 +117,7 @@ async def kernel_files_are_refused(rig: Rig) -> None:
         expect.refused(await box.run(Read(path=path)), FailureCode.OUTSIDE)
 
 
-@GROUP.negative(control=the_image_is_readable)
+@GROUP.negative(control=the_image_is_readable, proves=("C27",))
 async def the_agents_files_are_refused(rig: Rig) -> None:
     """The folder of the agent's socket, journal and configuration is closed to operations."""
     box = await rig.box()
@@ -131,7 +131,7 @@ async def the_agents_files_are_refused(rig: Rig) -> None:
             expect.refused(await box.run(op), FailureCode.OUTSIDE)
 
 
-@GROUP.negative(control=text_is_written_and_read)
+@GROUP.negative(control=text_is_written_and_read, proves=("C27",))
 async def final_symlink_is_refused(rig: Rig) -> None:
     """A link is neither read nor written through, wherever it points, and its target stays as it was."""
     box = await rig.box()
@@ -147,7 +147,7 @@ async def final_symlink_is_refused(rig: Rig) -> None:
     expect.equal(await box.text("cat target; test -e nowhere || echo none"), TEXT.decode() + "none\n", "targets")
 
 
-@GROUP.negative(control=text_is_written_and_read)
+@GROUP.negative(control=text_is_written_and_read, proves=("C27",))
 async def symlink_on_the_way_is_refused(rig: Rig) -> None:
     """A linked folder is not walked through, by any operation."""
     box = await rig.box()
@@ -181,7 +181,7 @@ async def walks_find_files_beside_links(rig: Rig) -> None:
     expect.equal([match.path.rpartition("/")[2] for match in found.matches], ["in"], "files by content")
 
 
-@GROUP.negative(control=text_is_written_and_read, limit_s=15)
+@GROUP.negative(control=text_is_written_and_read, limit_s=15, proves=("C27",))
 async def fifo_does_not_hang(rig: Rig) -> None:
     """A named pipe is refused at once by every operation, though nobody holds its other end."""
     box = await rig.box()
@@ -196,7 +196,7 @@ async def fifo_does_not_hang(rig: Rig) -> None:
     expect.equal(found.files_searched, 0, "files searched")
 
 
-@GROUP.positive()
+@GROUP.positive(proves=("C27",))
 async def a_write_leaves_other_names_alone(rig: Rig) -> None:
     """A write replaces the name, not the file behind a hard link to it."""
     box = await rig.box()
@@ -205,7 +205,7 @@ async def a_write_leaves_other_names_alone(rig: Rig) -> None:
     expect.equal(await box.text("cat one two"), "new\nold\n", "both names")
 
 
-@GROUP.positive()
+@GROUP.positive(proves=("C27",))
 async def growing_file_is_read_within_its_cap(rig: Rig) -> None:
     """A file that grows while it is read yields a slice, not a hang."""
     box = await rig.box()
@@ -219,7 +219,7 @@ async def growing_file_is_read_within_its_cap(rig: Rig) -> None:
         await box.text(f"kill -9 {pid}")
 
 
-@GROUP.positive()
+@GROUP.positive(proves=("C27",))
 async def names_that_are_no_text_are_survived(rig: Rig) -> None:
     """A name that is not UTF-8 is listed as something, and does not spoil what lies beside it."""
     box = await rig.box()
@@ -230,7 +230,7 @@ async def names_that_are_no_text_are_survived(rig: Rig) -> None:
     expect.equal(expect.kind(await box.run(Glob(pattern="g*", path=box.dir)), GlobResult).truncated, False, "a glob")
 
 
-@GROUP.negative(control=text_is_written_and_read)
+@GROUP.negative(control=text_is_written_and_read, proves=("C27",))
 async def half_surrogates_are_refused(rig: Rig) -> None:
     """Text that has no UTF-8 form names no file."""
     result = await (await rig.box()).run(Read(path="a\udcffb"))
@@ -244,7 +244,7 @@ async def swapped_folder_is_usable(rig: Rig) -> None:
     await _race(rig, box, "mkdir d", "rm -rf d; mkdir d")
 
 
-@GROUP.negative(control=swapped_folder_is_usable)
+@GROUP.negative(control=swapped_folder_is_usable, proves=("C27",))
 async def swap_race_never_leaves_the_workspace(rig: Rig) -> None:
     """A folder that a command swaps for a link outside, over and over, never leads an operation there."""
     box = await rig.box()
@@ -288,7 +288,7 @@ async def put_takes_plain_members(rig: Rig) -> None:
     expect.equal(await box.read("plain/file"), TEXT, "content")
 
 
-@GROUP.negative(control=put_takes_plain_members)
+@GROUP.negative(control=put_takes_plain_members, proves=("C28",))
 async def put_of_a_link_is_refused(rig: Rig) -> None:
     """Links, devices and FIFOs in a tar are not unpacked."""
     box = await rig.box()
@@ -299,7 +299,7 @@ async def put_of_a_link_is_refused(rig: Rig) -> None:
         expect.equal((await box.sh("test -e member || test -L member")).exit_code, 1, "the member's absence")
 
 
-@GROUP.negative(control=put_takes_plain_members)
+@GROUP.negative(control=put_takes_plain_members, proves=("C28",))
 async def put_that_climbs_is_refused(rig: Rig) -> None:
     """`..`, absolute names and linked folders in a tar lead nowhere."""
     box = await rig.box()
@@ -328,7 +328,7 @@ async def get_takes_regular_files(rig: Rig) -> None:
     expect.equal(unpacked(got.tar), {"one": TEXT}, "the tar")
 
 
-@GROUP.negative(control=get_takes_regular_files, limit_s=15)
+@GROUP.negative(control=get_takes_regular_files, limit_s=15, proves=("C28",))
 async def get_of_links_and_pipes_is_refused(rig: Rig) -> None:
     """What is not a regular file does not leave the box, and does not hang."""
     box = await rig.box()

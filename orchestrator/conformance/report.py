@@ -33,4 +33,4 @@ def _sum(report: Report) -> str:
     counts = [f"{report.count(outcome)} {outcome.value}" for outcome in Outcome if report.count(outcome)]
     seconds = sum(result.seconds for result in report.results)
     verdict = "conforms" if report.ok else "DOES NOT CONFORM"
-    return f"backend {report.backend}: {len(report.results)} checks, {', '.join(counts)} in {seconds:.0f} s: {verdict}"
+    return f"{report.subject}: {len(report.results)} checks, {', '.join(counts)} in {seconds:.0f} s: {verdict}"

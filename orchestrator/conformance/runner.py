@@ -88,8 +88,10 @@ async def run(
     gaps: Mapping[str, str],
     on_result: Callable[[Result], None] = _ignore,
     groups: Collection[str] = (),
+    subject: str = "",
 ) -> Report:
     """Every check (or those of `groups`) over `backend`, boxes made from `spec`. `gaps`: check id -> why it is known to fail.
+    `subject` names what was proved in the report: the backend's name unless given.
 
     Raises Misconfigured for a gap or group that is not known.
     """
@@ -103,4 +105,4 @@ async def run(
             on_result(result)
     finally:
         left_behind = await suite.aclose()
-    return Report(backend=backend.name, results=results, left_behind=left_behind)
+    return Report(subject=subject or backend.name, results=results, left_behind=left_behind)

@@ -12,6 +12,7 @@ from pathlib import Path
 from orchestrator.backends.docker.backend import DockerBackend
 from orchestrator.backends.docker.settings import DockerSettings
 from orchestrator.backends.fake import FakeBackend
+from orchestrator.conformance import DEFAULT_IMAGE
 from orchestrator.interfaces import SandboxBackend
 from orchestrator.repos.workspace import make_workspaces
 
@@ -31,7 +32,7 @@ async def docker() -> AsyncIterator[SandboxBackend]:
     deployment = f"conformance-{secrets.token_hex(3)}"
     folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="ty-"))
     settings = DockerSettings(
-        deployment=deployment, host_id="test", state_dir=folder / deployment, memory_limit_mib=8192
+        deployment=deployment, host_id="test", state_dir=folder / deployment, memory_limit_mib=8192, accept_old_runc=True
     )
     async with DockerBackend(settings, make_workspaces(folder, deployment)) as backend:
         try:
@@ -44,9 +45,12 @@ async def docker() -> AsyncIterator[SandboxBackend]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
+    """`name` is the subject: its gaps are `GAPS[name]`."""
+
     name: str
     needs: tuple[str, ...]
     make: Callable[[], AbstractAsyncContextManager[SandboxBackend]]
+    image: str = DEFAULT_IMAGE
 
 
 ROWS = (Row(name="fake", needs=(), make=fake), Row(name="docker", needs=("docker", "root"), make=docker))

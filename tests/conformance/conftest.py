@@ -23,7 +23,7 @@ def anyio_backend() -> str:
 )
 async def suite(request: pytest.FixtureRequest) -> AsyncIterator[Suite]:
     row: Row = request.param
-    async with row.make() as backend, suite_spec() as spec:
+    async with row.make() as backend, suite_spec(row.image) as spec:
         suite = Suite(backend, spec, GAPS.get(row.name, {}))
         yield suite
         left_behind = await suite.aclose()

@@ -5,8 +5,22 @@ import asyncio
 import pytest
 
 from orchestrator.backends.fake import FakeBackend
-from orchestrator.conformance import Check, Kind, Outcome, Report, Result, Suite, checks, line, render, run, run_named
-from orchestrator.conformance.gaps import GAPS
+from orchestrator.conformance import (
+    GAPS,
+    Check,
+    Kind,
+    Outcome,
+    Report,
+    Result,
+    Suite,
+    checks,
+    line,
+    proving,
+    render,
+    run,
+    run_named,
+    subject,
+)
 from orchestrator.conformance.model import Group, check_gaps
 from orchestrator.conformance.named import suite_spec
 from orchestrator.conformance.rig import Rig
@@ -39,6 +53,18 @@ def test_every_negative_check_has_a_positive_control() -> None:
     negative = [check for check in checks() if check.kind is Kind.NEGATIVE]
     assert len(negative) >= 40
     assert {BY_ID[check.control or ""].kind for check in negative} == {Kind.POSITIVE}
+
+
+def test_checks_carry_the_controls_that_they_are_evidence_for() -> None:
+    assert "paths/swap-race-never-leaves-the-workspace" in {check.id for check in proving("C27")}
+    with pytest.raises(Misconfigured, match="C36"):
+        Group("group").positive(proves=("C36",))
+
+
+def test_subjects_are_named_by_what_is_not_usual() -> None:
+    assert subject("docker", runtime="runc") == "docker"
+    assert subject("docker", runtime="runsc", image="tiltyard/busybox:bookworm") == "docker-runsc-busybox"
+    assert subject("docker", image="docker.io/library/debian@sha256:0") == "docker-debian"
 
 
 @pytest.mark.parametrize("name", sorted(GAPS))
@@ -174,7 +200,7 @@ async def test_boxes_left_behind_fail_the_run() -> None:
         left_behind = await suite.aclose()
     await backend.inner.world.aclose()
     assert len(left_behind) == 1
-    assert Report(backend="x", results=[], left_behind=left_behind).exit_status == 1
+    assert Report(subject="x", results=[], left_behind=left_behind).exit_status == 1
 
 
 async def test_named_run_tells_each_result_and_renders() -> None:
@@ -203,7 +229,7 @@ def test_a_failure_is_told_with_its_reason() -> None:
     failed = Result(check=check, outcome=Outcome.FAILED, text="expected this", seconds=0.5)
     assert "FAILED" in line(failed)
     assert "expected this" in line(failed)
-    report = Report(backend="theirs", results=[failed], left_behind=["box-1"])
+    report = Report(subject="theirs", results=[failed], left_behind=["box-1"])
     assert not report.ok
     assert "LEFT BEHIND" in render(report)
     assert "DOES NOT CONFORM" in render(report).splitlines()[-1]
