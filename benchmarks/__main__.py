@@ -41,7 +41,7 @@ async def measure(folder: Path) -> tuple[list[Budget], list[Sample]]:
         print("own cost per call", flush=True)
         found.append(await own_cost.run(server))
     print("boxes", flush=True)
-    settings = load_settings(deployment="bench", state_dir=folder / "boxes")
+    settings = load_settings(deployment="bench", state_dir=folder / "boxes", accept_old_runc=True)
     found.append(await boxes.run(settings, folder / "calc", commit))
     print("leaks", flush=True)
     (folder / "leaks").mkdir()

@@ -29,6 +29,10 @@ MIN_FILE_BYTES = 512 * MIB
 """The file size limit is inherited by commands from the agent, whose journal (256 MiB) must fit below it."""
 SHM_BYTES = 64 * MIB
 MIN_MEMORY_MIB = 32
+CPU_PERIOD_US, LONG_CPU_PERIOD_US = 10_000, 100_000
+"""A box that takes its share on several cores at once holds them for a tenth of the engines' 100 ms, so that its neighbours wait less."""
+CPU_LEAST_QUOTA_US = 1_000
+"""The kernel's least."""
 FIXED_ENVIRONMENT = {
     "HOME": HOME,
     "USER": "agent",
@@ -219,11 +223,17 @@ def _resources(plan: BoxPlan, shared: bool) -> dict[str, JsonValue]:
     return {
         "Memory": memory_bytes,
         "MemorySwap": memory_bytes,
-        "NanoCpus": round(limits.cpus * 1_000_000_000),
+        "CpuPeriod": cpu_period_us(limits.cpus),
+        "CpuQuota": max(CPU_LEAST_QUOTA_US, round(limits.cpus * cpu_period_us(limits.cpus))),
         "PidsLimit": limits.pids + AGENT_PIDS,
         "ShmSize": SHM_BYTES,
         "Ulimits": [{"Name": name, "Soft": value, "Hard": value} for name, value in ulimits],
     }
+
+
+def cpu_period_us(cpus: float) -> int:
+    """The short period wherever the share of it is one that the kernel takes."""
+    return CPU_PERIOD_US if cpus * CPU_PERIOD_US >= CPU_LEAST_QUOTA_US else LONG_CPU_PERIOD_US
 
 
 def _mounts(plan: BoxPlan) -> Sequence[dict[str, JsonValue]]:

@@ -55,7 +55,7 @@ def test_limits_reach_the_engine_in_its_units() -> None:
     limits = Limits(memory_mib=64, cpus=0.5, pids=10, disk_mib=2048, open_files=100)
     config: Any = container_spec(plans.plan(spec=replace(plans.SPEC, limits=limits)))["HostConfig"]
     assert config["Memory"] == config["MemorySwap"] == 64 * 1024 * 1024
-    assert config["NanoCpus"] == 500_000_000
+    assert (config["CpuPeriod"], config["CpuQuota"]) == (10_000, 5_000)
     ulimits = {limit["Name"]: (limit["Soft"], limit["Hard"]) for limit in config["Ulimits"]}
     assert ulimits == {
         "nofile": (100, 100),
@@ -64,6 +64,18 @@ def test_limits_reach_the_engine_in_its_units() -> None:
         "nproc": (10, 10),
     }
     assert config["PidsLimit"] > 10, "the agent's threads are on top of the commands' processes"
+
+
+@pytest.mark.parametrize(
+    ("cpus", "period_us", "quota_us"),
+    [(4.0, 10_000, 40_000), (0.1, 10_000, 1_000), (0.05, 100_000, 5_000), (0.001, 100_000, 1_000)],
+)
+def test_C13_processor_time_comes_in_short_turns_that_the_kernel_takes(
+    cpus: float, period_us: int, quota_us: int
+) -> None:
+    spec = replace(plans.SPEC, limits=Limits(cpus=cpus))
+    config: Any = container_spec(plans.plan(spec=spec))["HostConfig"]
+    assert (config["CpuPeriod"], config["CpuQuota"]) == (period_us, quota_us)
 
 
 def test_grader_boxes_say_so() -> None:
