@@ -60,7 +60,9 @@ class Settings(BaseSettings):
     """Serve without tokens, to loopback peers only."""
     backend: Literal["docker", "fake"] = "docker"
     runtime: str = "runc"
-    """The engine's runtime for boxes."""
+    """The engine's runtime for boxes: runc, or runsc (gVisor); docs/runtimes.md."""
+    accept_old_runc: bool = False
+    """Serve although runc lacks published fixes; boxes hold code that nobody trusts, so that without this such a runc is refused."""
     memory_limit_mib: int = Field(default=0, ge=0)
     """Memory that all boxes together may be promised; 0: three quarters of the machine's."""
     max_boxes: int = Field(default=200, ge=1)

@@ -19,6 +19,13 @@ Deployment = Annotated[str | None, typer.Option(help="Name of the deployment (TI
 StateDir = Annotated[
     Path | None, typer.Option(help="Folder of store, blobs, templates and boxes (TILTYARD_STATE_DIR).")
 ]
+Runtime = Annotated[str | None, typer.Option(help="The engine's runtime for boxes: runc, or runsc (gVisor).")]
+AcceptOldRunc = Annotated[
+    bool,
+    typer.Option(
+        "--accept-old-runc", help="Make boxes although runc lacks published fixes (TILTYARD_ACCEPT_OLD_RUNC)."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="For a program to read.")]
 
 
@@ -31,7 +38,8 @@ def serve(
     tokens: Annotated[Path | None, typer.Option(help="Token file; see `tiltyard token new`.")] = None,
     insecure_loopback: Annotated[bool, typer.Option(help="No tokens; processes of this machine only.")] = False,
     backend: Annotated[str | None, typer.Option(help="docker, or fake (in memory, runs nothing).")] = None,
-    runtime: Annotated[str | None, typer.Option(help="The engine's runtime for boxes.")] = None,
+    runtime: Runtime = None,
+    accept_old_runc: AcceptOldRunc = False,
     deployment: Deployment = None,
     state_dir: StateDir = None,
 ) -> None:
@@ -48,6 +56,7 @@ def serve(
             insecure_loopback=insecure_loopback or None,
             backend=backend,
             runtime=runtime,
+            accept_old_runc=accept_old_runc or None,
             deployment=deployment,
             state_dir=state_dir,
         )
@@ -57,18 +66,23 @@ def serve(
 @app.command()
 def demo(
     deployment: Annotated[str, typer.Option(help="Name of the demo's own deployment.")] = "demo",
+    runtime: Runtime = None,
     state_dir: StateDir = None,
 ) -> None:
     """Play a trainer with scripted agents against a real server, and check every reward."""
     from orchestrator.cli.demo.command import run
 
-    raise typer.Exit(run(_settings(deployment, state_dir)))
+    raise typer.Exit(
+        run(load_settings(deployment=deployment, state_dir=state_dir, runtime=runtime, accept_old_runc=True))
+    )
 
 
 @app.command()
 def doctor(
     conformance: Annotated[str | None, typer.Option(help="Run the conformance suite over this backend.")] = None,
     image: Annotated[str, typer.Option(help="Image for the conformance suite's boxes.")] = "tiltyard/python:3.11",
+    runtime: Runtime = None,
+    accept_old_runc: AcceptOldRunc = False,
     deployment: Deployment = None,
     state_dir: StateDir = None,
     as_json: AsJson = False,
@@ -76,7 +90,10 @@ def doctor(
     """Say what this machine lacks, and the fix; or prove a backend."""
     from orchestrator.cli.doctor import run
 
-    raise typer.Exit(run(_settings(deployment, state_dir), conformance, image, as_json))
+    settings = load_settings(
+        deployment=deployment, state_dir=state_dir, runtime=runtime, accept_old_runc=accept_old_runc or None
+    )
+    raise typer.Exit(run(settings, conformance, image, as_json))
 
 
 @app.command()

@@ -96,6 +96,7 @@ def docker_settings(settings: Settings) -> "DockerSettings":
         host_id=settings.host_id,
         state_dir=settings.deployment_dir,
         runtime=settings.runtime,
+        accept_old_runc=settings.accept_old_runc,
         start_slots=settings.start_slots,
         memory_limit_mib=settings.memory_limit_mib,
         max_boxes=settings.max_boxes,

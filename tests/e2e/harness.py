@@ -95,7 +95,7 @@ class Server:
             "TILTYARD_MEMORY_LIMIT_MIB": "8192",
         }
         command = [sys.executable, "-m", "orchestrator.cli.main", "serve"]
-        command += ["--tasks", str(self.tasks), "--port", str(self.port), "--insecure-loopback"]
+        command += ["--tasks", str(self.tasks), "--port", str(self.port), "--insecure-loopback", "--accept-old-runc"]
         with (self.folder / "server.log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *command,

@@ -17,7 +17,9 @@ class DockerSettings:
     host_id: str
     state_dir: Path
     runtime: str = "runc"
-    """The engine's runtime for boxes: runc, runsc (gVisor), kata ..., refused when the engine has none of that name."""
+    """The engine's name of the runtime for boxes: runc, or runsc (gVisor). Refused when the engine has none, or it is not what its name says."""
+    accept_old_runc: bool = False
+    """Make boxes although runc lacks published fixes (C8); otherwise such a runc is refused at the start."""
     start_slots: int = 2
     """Boxes starting at once; an engine gives 4 to 6 starts a second whatever the concurrency, more only adds latency."""
     memory_limit_mib: int = 0

@@ -52,7 +52,7 @@ async def _play(settings: Settings, console: Console, folder: Path) -> int:
         actors = cast(source)
         step = progress.add_task("playing rollouts", total=len(actors))
         token, tokens = _token_file(folder)
-        arguments = ["--tasks", str(tasks), "--tokens", str(tokens), "--port", "0"]
+        arguments = ["--tasks", str(tasks), "--tokens", str(tokens), "--port", "0", "--accept-old-runc"]
         async with server.running(arguments, _environment(settings), folder / "server.log") as url:
             played = await play_all(url, token, actors, lambda: progress.advance(step))
     left = await leftovers(settings)
@@ -61,7 +61,11 @@ async def _play(settings: Settings, console: Console, folder: Path) -> int:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    return {"TILTYARD_DEPLOYMENT": settings.deployment, "TILTYARD_STATE_DIR": str(settings.state_dir)}
+    return {
+        "TILTYARD_DEPLOYMENT": settings.deployment,
+        "TILTYARD_STATE_DIR": str(settings.state_dir),
+        "TILTYARD_RUNTIME": settings.runtime,
+    }
 
 
 async def _tasks(settings: Settings, folder: Path, source: Source) -> Path:

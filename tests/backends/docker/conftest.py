@@ -43,7 +43,11 @@ def state_dir() -> Iterator[Path]:
 def settings(state_dir: Path) -> DockerSettings:
     deployment = f"test-{secrets.token_hex(4)}"
     return DockerSettings(
-        deployment=deployment, host_id="test", state_dir=state_dir / deployment, memory_limit_mib=8192
+        deployment=deployment,
+        host_id="test",
+        state_dir=state_dir / deployment,
+        memory_limit_mib=8192,
+        accept_old_runc=True,
     )
 
 

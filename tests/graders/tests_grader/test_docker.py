@@ -46,7 +46,11 @@ async def backend() -> AsyncIterator[DockerBackend]:
     folder = Path(tempfile.mkdtemp(prefix="ty-"))
     deployment = f"test-{secrets.token_hex(4)}"
     settings = DockerSettings(
-        deployment=deployment, host_id="test", state_dir=folder / deployment, memory_limit_mib=8192
+        deployment=deployment,
+        host_id="test",
+        state_dir=folder / deployment,
+        memory_limit_mib=8192,
+        accept_old_runc=True,
     )
     async with DockerBackend(settings, make_workspaces(folder, deployment)) as made:
         yield made
