@@ -17,7 +17,6 @@ from orchestrator.backends.docker.ends import classify_end
 from orchestrator.backends.docker.engine import Engine
 from orchestrator.backends.docker.facts import ContainerState
 from orchestrator.backends.docker.finish import finish
-from orchestrator.backends.docker.seccomp import profile
 from orchestrator.backends.docker.settings import DockerSettings, engine_socket
 from orchestrator.backends.docker.spec import (
     CONFIG_NAME,
@@ -32,6 +31,7 @@ from orchestrator.backends.docker.spec import (
     volume_name,
     volume_options,
 )
+from orchestrator.backends.seccomp import profile
 from orchestrator.errors import Misconfigured, SandboxDead, SandboxError, SandboxLost, StartFailed, TiltyardError
 from orchestrator.interfaces import Capacity, OwnedSandbox, Sandbox, SandboxSpec, Scope
 from orchestrator.models import SandboxId
@@ -70,10 +70,12 @@ class DockerBackend:
         self._slots = asyncio.Semaphore(settings.start_slots)
         self._labels = {**owner_labels(settings.deployment, settings.host_id), ROLE: "box"}
         self._making: dict[SandboxId, float] = {}
+        self._seccomp: str | None = None
 
     async def __aenter__(self) -> Self:
-        """Raises Misconfigured when the engine cannot give what is set (C26), EngineUnavailable."""
+        """Raises Misconfigured when the engine cannot give what is set (C26) or the system call filter is not sound, EngineUnavailable."""
         try:
+            await self._filter()
             await self._check_engine()
         except BaseException:
             await self.aclose()
@@ -141,6 +143,12 @@ class DockerBackend:
         if any("name=userns" in option or "name=rootless" in option for option in facts.security_options):
             raise Misconfigured("the engine remaps users (userns-remap or rootless): workspaces would belong to nobody")
 
+    async def _filter(self) -> str:
+        """The system call filter, read once."""
+        if self._seccomp is None:
+            self._seccomp = await asyncio.to_thread(profile, self._settings.seccomp_profile)
+        return self._seccomp
+
     async def _make(self, sandbox_id: SandboxId, spec: SandboxSpec, deadline: float) -> Sandbox:
         image = await self._engine.image(spec.image)
         if image is None:
@@ -156,7 +164,7 @@ class DockerBackend:
             image_id=image.id,
             image_environment=image.environment,
             agent=agent,
-            seccomp=profile(),
+            seccomp=await self._filter(),
             deployment=self._settings.deployment,
             host_id=self._settings.host_id,
             runtime=self._settings.runtime,

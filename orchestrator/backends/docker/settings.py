@@ -33,6 +33,8 @@ class DockerSettings:
     """Only sets the label by which a sweeper knows a box that its host surely forgot."""
     agent_binary: Path | None = None
     """The in-box agent to copy from; None: the one that the package's build compiled for this machine."""
+    seccomp_profile: Path | None = None
+    """The system call filter of boxes; None: the pinned one. Refused at start when it lets through what no box may do."""
 
 
 def engine_socket(settings: DockerSettings) -> str:

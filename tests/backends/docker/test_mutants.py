@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from orchestrator.backends.docker.engine import Engine
-from orchestrator.backends.docker.seccomp import profile
 from orchestrator.backends.docker.spec import BoxPlan, container_spec
+from orchestrator.backends.seccomp import profile
 from orchestrator.models import SandboxId
 from orchestrator.repos.workspace import HostPath, Workspace
 from tests.backends.docker import plans

@@ -1,0 +1,5 @@
+"""The system call filter of boxes (C3): generated from the engines' current default by rules, pinned, and checked at every start."""
+
+from orchestrator.backends.seccomp.pinned import profile
+
+__all__ = ["profile"]
