@@ -24,6 +24,14 @@ class Posture:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """First lines of /proc/version and of the kernel's log as the agent saw them before any command ran; `log` is empty where it may not be read."""
+
+    version: str
+    log: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
     """Answer of `GET /v1/health`."""
 
@@ -35,6 +43,7 @@ class Health:
     running: int
     uptime_s: float
     mode: Literal["split", "one_uid"]
+    kernel: Kernel
     posture: Posture
 
 
@@ -53,10 +62,18 @@ def decode_health(value: object) -> Health:
         running=f.integer("running"),
         uptime_s=f.number("uptime_s"),
         mode=mode,  # type: ignore[arg-type]
+        kernel=_decode_kernel(f.take("kernel")),
         posture=_decode_posture(f.take("posture")),
     )
     f.finish()
     return health
+
+
+def _decode_kernel(value: object) -> Kernel:
+    f = Fields(value, "the kernel")
+    kernel = Kernel(version=f.text("version", 512), log=f.text("log", 512))
+    f.finish()
+    return kernel
 
 
 def _decode_posture(value: object) -> Posture:

@@ -26,6 +26,7 @@ type agent struct {
 	commands *commands
 	registry *registry
 	cgroup   *cgroup
+	kernel   kernel
 	trimmer  *trimmer
 	tags     atomic.Uint32
 	unheard  atomic.Int32 // streams of processes left in the background
@@ -35,7 +36,7 @@ const fileThreads = 4
 
 // newAgent makes folders, threads and the journal; it must run before the socket is there.
 func newAgent(config *Config) (*agent, error) {
-	a := &agent{config: config, bootID: rand.Text(), started: time.Now(), commands: newCommands(), cgroup: openCgroup()}
+	a := &agent{config: config, bootID: rand.Text(), started: time.Now(), commands: newCommands(), cgroup: openCgroup(), kernel: readKernel()}
 	if err := os.MkdirAll(config.TrustedDir, 0o755); err != nil {
 		return nil, err
 	}

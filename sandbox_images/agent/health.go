@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -17,6 +18,7 @@ type health struct {
 	Running  int     `json:"running"`
 	Uptime   float64 `json:"uptime_s"`
 	Mode     string  `json:"mode"`
+	Kernel   kernel  `json:"kernel"`
 	Posture  posture `json:"posture"`
 }
 
@@ -37,7 +39,7 @@ func (a *agent) health() *health {
 	r.mu.Lock()
 	h := &health{
 		Protocol: protocolVersion, BootID: a.bootID, Epoch: r.epoch, Frozen: r.frozen, Running: r.running,
-		Uptime: time.Since(a.started).Seconds(), Mode: "split",
+		Uptime: time.Since(a.started).Seconds(), Mode: "split", Kernel: a.kernel,
 	}
 	if r.leased {
 		rollout := r.rollout
@@ -55,7 +57,7 @@ func (a *agent) posture() posture {
 	status := ownStatus()
 	p := posture{
 		AgentUID: os.Getuid(), CommandUID: a.config.UID(0), Capabilities: status["CapEff"],
-		NoNewPrivs: status["NoNewPrivs"] == "1", PidsLimit: a.cgroup.pidsLimit(), JournalBytes: a.registry.journal.bytes(),
+		NoNewPrivs: noNewPrivs(), PidsLimit: a.cgroup.pidsLimit(), JournalBytes: a.registry.journal.bytes(),
 		Gaps: []string{},
 	}
 	p.Seccomp, _ = strconv.Atoi(status["Seccomp"])
@@ -74,6 +76,12 @@ func (a *agent) posture() posture {
 	}
 	slices.Sort(p.Gaps)
 	return p
+}
+
+// noNewPrivs asks the kernel: gVisor has the bit, but does not tell it in /proc/self/status.
+func noNewPrivs() bool {
+	value, _, errno := syscall.RawSyscall6(syscall.SYS_PRCTL, prGetNoNewPrivs, 0, 0, 0, 0, 0)
+	return errno == 0 && value == 1
 }
 
 // ownStatus reads /proc/self/status into its fields.

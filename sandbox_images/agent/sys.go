@@ -17,6 +17,7 @@ const (
 	prCapBSetDrop     = 24
 	prSetChildReaper  = 36
 	prSetNoNewPrivs   = 38
+	prGetNoNewPrivs   = 39
 	prCapAmbient      = 47
 	prCapAmbientClear = 4
 

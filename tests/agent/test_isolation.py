@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,8 @@ from tests.agent.conftest import Box, OpenBox, until
 from tests.needs import needs
 
 pytestmark = [pytest.mark.anyio, needs("root")]
+
+KERNEL = Path("/proc/version").read_text().splitlines()[0][:512]
 
 REACH = """
 import os, socket, sys, json, ctypes, ctypes.util
@@ -87,6 +90,7 @@ async def test_the_container_wide_posture_is_told(box: Box) -> None:
     assert (posture.agent_uid, posture.command_uid) == (0, box.uid)
     assert posture.capabilities == "00000000000000e0", "all others were given up, although the agent began with them"
     assert posture.no_new_privs
+    assert health.kernel.version == KERNEL
     assert set(posture.gaps) <= {"no_pids_limit", "no_seccomp", "no_oom_counters"}
 
 

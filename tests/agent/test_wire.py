@@ -209,6 +209,7 @@ def test_manifests_are_lists_by_path() -> None:
 def test_health_is_closed_too() -> None:
     good = {
         "protocol": 1, "boot_id": "b", "rollout": None, "epoch": 0, "frozen": False, "running": 0, "uptime_s": 1, "mode": "split",
+        "kernel": {"version": "Linux version 6", "log": ""},
         "posture": {"agent_uid": 0, "command_uid": 1, "capabilities": "e0", "no_new_privs": True, "seccomp": 2, "pids_limit": 9,
                     "journal_bytes": 0, "gaps": ["x"]},
     }  # fmt: skip
