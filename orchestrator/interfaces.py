@@ -24,6 +24,7 @@ from orchestrator.models import (
     JobId,
     JsonValue,
     Limits,
+    Network,
     OpId,
     PendingCall,
     Reward,
@@ -104,7 +105,7 @@ class SandboxSpec:
     image: str
     template: Template | None
     limits: Limits
-    network: str = "none"
+    network: Network = field(default_factory=Network)
     grader: bool = False
     workdir: str = "/workspace"
     labels: Mapping[str, str] = field(default_factory=dict)

@@ -97,6 +97,16 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """Which hosts a box may reach, through a proxy. Empty: none, no network at all. Names as `orchestrator.egress.names` makes them:
+    lower-case ASCII, sorted; `*.example.org` stands for every name below example.org, not for itself."""
+
+    allow: tuple[str, ...] = ()
+    ports: tuple[int, ...] = (80, 443)
+    """TCP ports of these hosts: plain HTTP to any but 443, tunnels (CONNECT) to any but 80."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HiddenFile:
     """A test file that appears only in the grading box. `path` is relative to the repository."""
 
@@ -164,7 +174,10 @@ class Task:
     tools: tuple[str, ...] = ("shell", "read_file", "write_file", "edit_file", "list_dir", "search", "submit")
     max_calls: int = 100
     split: str = "train"
-    network: str = "none"
+    network: Network = Network()
+    """Of the rollout's box. Grading boxes never have any."""
+    setup_network: Network = Network()
+    """Of the set-up commands."""
     history: str = "full"
     """"full": the commits up to `commit`; "orphan": one commit."""
 

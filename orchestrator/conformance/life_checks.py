@@ -10,7 +10,7 @@ from orchestrator.conformance.model import Broken, Group
 from orchestrator.conformance.rig import START_S, Rig, leased
 from orchestrator.errors import Misconfigured, SandboxDead, SandboxLost, StartFailed, TiltyardError
 from orchestrator.interfaces import Sandbox, SandboxSpec
-from orchestrator.models import SandboxId
+from orchestrator.models import Network, SandboxId
 from orchestrator.operations import Put, PutResult
 
 GROUP = Group("life")
@@ -136,8 +136,8 @@ async def missed_deadline_is_a_failed_start(rig: Rig) -> None:
 
 @GROUP.negative(control=new_box_answers, proves=("C20",))
 async def unknown_network_is_refused(rig: Rig) -> None:
-    """A network that the backend does not have is refused, not ignored."""
-    await _not_started(rig, replace(rig.spec, network="no-such-network"), Misconfigured)
+    """A network that no backend can have is refused, not ignored."""
+    await _not_started(rig, replace(rig.spec, network=Network(allow=("no such host",))), Misconfigured)
 
 
 @GROUP.negative(control=new_box_answers, proves=("C25",))

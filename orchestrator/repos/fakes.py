@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import Misconfigured
+from orchestrator.models import Network
 
 
 @dataclass(slots=True)
@@ -29,7 +30,7 @@ class SetupCall:
     image: str
     commands: tuple[str, ...]
     tag: str
-    network: str
+    network: Network
     timeout_s: float
 
 
@@ -48,7 +49,7 @@ class FakeSetup:
         tree: Path,
         upper: Path,
         tag: str,
-        network: str,
+        network: Network,
         timeout_s: float,
     ) -> str:
         self.calls.append(SetupCall(image=image, commands=commands, tag=tag, network=network, timeout_s=timeout_s))

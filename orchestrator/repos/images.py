@@ -6,6 +6,8 @@ The docker backend implements both; `orchestrator.repos.fakes` has the in-memory
 from pathlib import Path
 from typing import Protocol
 
+from orchestrator.models import Network
+
 
 class ImageResolver(Protocol):
     """Knows the engine's images. Nothing is ever pulled."""
@@ -26,10 +28,12 @@ class SetupRunner(Protocol):
         tree: Path,
         upper: Path,
         tag: str,
-        network: str,
+        network: Network,
         timeout_s: float,
     ) -> str:
         """Run `commands` in turn as root (`sh -ec`), cwd = the workspace, in a throw-away container of `image`.
+
+        They reach the hosts of `network` through a proxy that their environment names, and nothing else.
 
         The workspace is an overlay with `tree` as its lower and `upper` as its upper; its work folder is `upper.with_name("work")`, which stands
         empty beside it. What the commands change outside the workspace is committed as an image named `tag`.

@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -18,7 +18,7 @@ from anyio import CapacityLimiter
 
 from orchestrator.errors import Misconfigured, RepositoryError
 from orchestrator.interfaces import Template
-from orchestrator.models import Task, canonical_json
+from orchestrator.models import Network, Task, canonical_json
 from orchestrator.operations import Manifest
 from orchestrator.repos import folders, layers, manifests, pruning, seal, stored, syscalls
 from orchestrator.repos.images import ImageResolver, SetupRunner
@@ -48,7 +48,8 @@ class Plan:
     history: str
     image: str
     setup: tuple[str, ...]
-    network: str
+    network: Network
+    """Of the set-up commands."""
 
     @property
     def key(self) -> str:
@@ -60,7 +61,8 @@ class Plan:
             "history": self.history,
         }
         if self.setup:
-            parts |= {"image": self.image, "setup": list(self.setup), "network": self.network}
+            network: object = asdict(self.network) if self.network.allow else "none"
+            parts |= {"image": self.image, "setup": list(self.setup), "network": network}
         return hashlib.sha256(canonical_json(parts).encode("utf-8", "surrogatepass")).hexdigest()[:40]
 
 
@@ -91,7 +93,9 @@ class TemplateCache:
             raise Misconfigured(f"history {task.history!r}: use one of {', '.join(seal.HISTORIES)}")
         image = await self._images.image_id(task.image)
         sha = await self._mirrors.pin(source, task.commit, deadline=deadline)
-        plan = Plan(source=source, sha=sha, history=task.history, image=image, setup=task.setup, network=task.network)
+        plan = Plan(
+            source=source, sha=sha, history=task.history, image=image, setup=task.setup, network=task.setup_network
+        )
         if found := await self._found(plan):
             return found
         async with self._locked(plan.key, deadline):

@@ -6,9 +6,10 @@ from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from orchestrator.egress.names import network
 from orchestrator.errors import Misconfigured
 from orchestrator.graders.registry import grader
 from orchestrator.models import (
@@ -16,6 +17,7 @@ from orchestrator.models import (
     FileF1Spec,
     HiddenFile,
     Limits,
+    Network,
     RewardRange,
     Task,
     TaskId,
@@ -48,6 +50,10 @@ def _unique(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise ValueError("holds a name twice; leave the second out")
     return names
+
+
+def _allowed(names: tuple[str, ...]) -> tuple[str, ...]:
+    return network(names).allow
 
 
 Inside = Annotated[str, AfterValidator(_inside)]
@@ -137,6 +143,25 @@ class RewardRow(_Row):
         return RewardRange(low=self.low, high=self.high)
 
 
+class NetworkRow(_Row):
+    allow: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_allowed)]
+    ports: Annotated[tuple[Annotated[int, Field(ge=1, le=65_535)], ...], Field(min_length=1)] = Network().ports
+
+
+def _form(value: object) -> str:
+    return _LIST if isinstance(value, dict | NetworkRow) else _NONE
+
+
+_NONE, _LIST = '"none"', "{allow}"
+NetworkField = Annotated[
+    Annotated[Literal["none"], Tag(_NONE)] | Annotated[NetworkRow, Tag(_LIST)], Discriminator(_form)
+]
+
+
+def _reach(field: Literal["none"] | NetworkRow) -> Network:
+    return Network() if field == "none" else network(field.allow, field.ports)
+
+
 class TaskRow(_Row):
     """One line of a task file; the fields are those of `orchestrator.models.Task`."""
 
@@ -155,8 +180,15 @@ class TaskRow(_Row):
     tools: Annotated[tuple[ToolName, ...], AfterValidator(_unique)] = _TASK.tools
     max_calls: Positive = _TASK.max_calls
     split: NonEmpty = _TASK.split
-    network: Literal["none"] = "none"
+    network: NetworkField = "none"
+    setup_network: NetworkField = "none"
     history: Literal["full", "orphan"] = "full"
+
+    @model_validator(mode="after")
+    def _set_up(self) -> Self:
+        if self.setup_network != "none" and not self.setup:
+            raise ValueError("setup_network is given but no set-up command; leave it out, or write setup")
+        return self
 
     def value(self, folder: Path) -> Task:
         """The task; a relative `repo` is relative to `folder`."""
@@ -176,7 +208,8 @@ class TaskRow(_Row):
             tools=self.tools,
             max_calls=self.max_calls,
             split=self.split,
-            network=self.network,
+            network=_reach(self.network),
+            setup_network=_reach(self.setup_network),
             history=self.history,
         )
 
@@ -229,7 +262,7 @@ def _task(line: str, folder: Path) -> tuple[Task | None, list[str]]:
 
 
 def _told(details: ErrorDetails) -> str:
-    field = ".".join(str(part) for part in details["loc"]) or "line"
+    field = ".".join(str(part) for part in details["loc"] if part not in (_NONE, _LIST)) or "line"
     match details["type"]:
         case "missing":
             return f"{field}: is missing; add it"
@@ -239,13 +272,14 @@ def _told(details: ErrorDetails) -> str:
             return f"not valid JSON ({details['msg'].removeprefix('Invalid JSON: ')}); write one JSON object per line"
     if field == "commit":
         return "commit: must be a full hash of 40 or 64 lower-case hex digits; `git rev-parse NAME^{commit}` tells it"
-    if field == "network":
-        return 'network: only "none" can be had now; leave it out'
+    if details["loc"][-1:] == (_NONE,):
+        return f'{field}: write "none", or {{"allow": ["pypi.org", "*.example.org"]}}'
     return f"{field}: {details['msg'].removeprefix('Value error, ')}"
 
 
 _ROWS: Mapping[str, type[_Row]] = {
     "limits": LimitsRow,
+    _LIST: NetworkRow,
     "tests": TestsRow,
     "file_f1": FileF1Row,
     "reward": RewardRow,

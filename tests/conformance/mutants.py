@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from orchestrator.backends.fake import FakeBackend
 from orchestrator.interfaces import Capacity, Lease, OwnedSandbox, Sandbox, SandboxSpec, Scope
-from orchestrator.models import CallKey, Epoch, OpId, PendingCall, RolloutKey, SandboxId
+from orchestrator.models import CallKey, Epoch, Network, OpId, PendingCall, RolloutKey, SandboxId
 from orchestrator.operations import (
     Delta,
     DeltaResult,
@@ -193,4 +193,4 @@ class Negligent(MutantBackend):
 
     async def create(self, sandbox_id: SandboxId, spec: SandboxSpec, *, deadline: float) -> Sandbox:
         late = asyncio.get_running_loop().time() + 10
-        return await super().create(sandbox_id, replace(spec, network="none"), deadline=max(deadline, late))
+        return await super().create(sandbox_id, replace(spec, network=Network()), deadline=max(deadline, late))

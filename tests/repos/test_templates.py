@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import LeakFound, Misconfigured, RepositoryError
+from orchestrator.models import Network
 from orchestrator.operations import ManifestFile
 from orchestrator.repos import mounts, pruning, syscalls
 from orchestrator.repos.fakes import FakeImages, FakeSetup
@@ -106,7 +107,7 @@ async def test_set_up_is_kept_as_a_second_layer_and_in_the_manifest(origin: Orig
     (call,) = setup.calls
     assert call.commands == ("one", "two")
     assert call.tag == f"tiltyard-setup:{template.key}"
-    assert call.network == "none"
+    assert call.network == Network()
     assert 0 < call.timeout_s <= 60
     assert template.image.startswith("sha256:")
     assert template.image != FakeImages().known["base"]

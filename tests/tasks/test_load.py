@@ -13,6 +13,7 @@ from orchestrator.models import (
     FileF1Spec,
     HiddenFile,
     Limits,
+    Network,
     RewardRange,
     Task,
     TaskId,
@@ -81,7 +82,8 @@ def test_every_field(tmp_path: Path) -> None:
         "tools": ["shell", "submit"],
         "max_calls": 7,
         "split": "test",
-        "network": "none",
+        "network": {"allow": ["PyPI.org", "*.example.org"], "ports": [443]},
+        "setup_network": {"allow": ["deb.debian.org"]},
         "history": "orphan",
     }
     assert set(row) == {field.name for field in fields(Task)}
@@ -117,9 +119,10 @@ def test_every_field(tmp_path: Path) -> None:
         ("shell", "submit"),
         7,
         "test",
-        "none",
+        Network(allow=("*.example.org", "pypi.org"), ports=(443,)),
         "orphan",
     )
+    assert task.setup_network == Network(allow=("deb.debian.org",))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +170,11 @@ def test_order_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
         ({"tools": ["shell", "shell"]}, "tools: holds a name twice"),
         ({"tools": []}, "tools: is empty; name a tool"),
         ({"max_calls": 0}, "max_calls: "),
-        ({"network": "bridge"}, 'network: only "none" can be had now'),
+        ({"network": "bridge"}, 'network: write "none", or {"allow": ['),
+        ({"network": {"allow": []}}, "network.allow: Tuple should have at least 1 item"),
+        ({"network": {"allow": ["a.b"], "port": [1]}}, "network.port: there is no such field; did you mean ports?"),
+        ({"network": {"allow": ["10.0.0.1"]}}, "network.allow: '10.0.0.1' looks like an address"),
+        ({"setup_network": {"allow": ["a.org"]}}, "line: setup_network is given but no set-up command"),
         ({"history": "some"}, "history: Input should be 'full' or 'orphan'"),
         ({"grader": "f1"}, "grader: no grader is named 'f1'; there are: file_f1, tests"),
         ({"file_f1": None}, "grader: the grader file_f1 needs the field file_f1"),

@@ -104,8 +104,8 @@ def check_spec(sandbox_id: SandboxId, spec: SandboxSpec) -> None:
     """Raises Misconfigured for what this backend cannot honour; nothing is ever ignored."""
     if not SANDBOX_NAME.fullmatch(sandbox_id):
         raise Misconfigured("a sandbox id has 1 to 63 of a-z, 0-9, '_', '.', '-', and starts with a letter or digit")
-    if spec.network != "none":
-        raise Misconfigured(f"network {spec.network!r}: boxes of the docker backend have none; set network to 'none'")
+    if spec.network.allow:
+        raise Misconfigured("a network allow-list: boxes of the docker backend have none; leave it out")
     if not spec.workdir.startswith("/") or "/../" in f"{spec.workdir}/" or spec.workdir.rstrip("/") in RESERVED_FOLDERS:
         raise Misconfigured(f"workdir {spec.workdir!r} must be an absolute path of its own in the box")
     reserved = sorted(key for key in spec.labels if key.startswith(LABEL_PREFIX))

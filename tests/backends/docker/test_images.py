@@ -14,6 +14,7 @@ from orchestrator.backends.docker.engine import Engine
 from orchestrator.backends.docker.images import DockerImages
 from orchestrator.backends.docker.settings import DockerSettings
 from orchestrator.errors import EngineUnavailable, Misconfigured, RepositoryError
+from orchestrator.models import Network
 from tests.needs import needs
 
 pytestmark = pytest.mark.anyio
@@ -34,14 +35,16 @@ class Setup:
         (self.tree / "kept.txt").write_text("as it was\n")
         self.tag = f"tiltyard/{self.deployment}:1"
 
-    async def run(self, *commands: str, network: str = "none", timeout_s: float = 30.0, image: str = PYTHON) -> str:
+    async def run(
+        self, *commands: str, network: Network | None = None, timeout_s: float = 30.0, image: str = PYTHON
+    ) -> str:
         return await self.images.run_setup(
             image=image,
             commands=commands,
             tree=self.tree,
             upper=self.upper,
             tag=self.tag,
-            network=network,
+            network=network or Network(),
             timeout_s=timeout_s,
         )
 
@@ -169,10 +172,10 @@ async def test_what_a_killed_process_left_is_swept_by_label(setup: Setup) -> Non
 
 
 @needs("docker")
-@pytest.mark.parametrize("network", ["host", "container:x", ""])
-async def test_other_networks_are_refused(setup: Setup, network: str) -> None:
+@pytest.mark.parametrize("name", ["host", "container:x", ""])
+async def test_other_networks_are_refused(setup: Setup, name: str) -> None:
     with pytest.raises(Misconfigured, match="network"):
-        await setup.run("true", network=network)
+        await setup.run("true", network=Network(allow=(name,)))
 
 
 @needs("docker")

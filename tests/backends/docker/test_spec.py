@@ -16,7 +16,7 @@ from orchestrator.backends.docker.spec import (
 )
 from orchestrator.errors import Misconfigured
 from orchestrator.interfaces import SandboxSpec
-from orchestrator.models import Limits, SandboxId
+from orchestrator.models import Limits, Network, SandboxId
 from orchestrator.repos.workspace import OverlayVolume
 from tests.backends.docker import plans
 
@@ -95,7 +95,7 @@ def test_C23_the_environment_is_the_images_under_ours(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        (replace(plans.SPEC, network="bridge"), "network"),
+        (replace(plans.SPEC, network=Network(allow=("no such host",))), "network"),
         (replace(plans.SPEC, workdir="testbed"), "workdir"),
         (replace(plans.SPEC, workdir="/usr/"), "workdir"),
         (replace(plans.SPEC, workdir="/a/../etc"), "workdir"),

@@ -12,7 +12,7 @@ from orchestrator.backends.fake import FakeBackend, FakeWorld
 from orchestrator.backends.registry import backend_class
 from orchestrator.errors import Misconfigured, StartFailed
 from orchestrator.interfaces import Template
-from orchestrator.models import Limits, SandboxId
+from orchestrator.models import Limits, Network, SandboxId
 from orchestrator.operations import Delta, DeltaResult, List, ListResult
 from tests.backends.fake.conftest import SPEC, open_box, soon
 
@@ -82,7 +82,12 @@ async def test_missing_template_is_a_failed_start(world: FakeWorld, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "spec", [replace(SPEC, network="bridge"), replace(SPEC, workdir="relative"), replace(SPEC, workdir="/")]
+    "spec",
+    [
+        replace(SPEC, network=Network(allow=("example.org",))),
+        replace(SPEC, workdir="relative"),
+        replace(SPEC, workdir="/"),
+    ],
 )
 async def test_what_cannot_be_honoured_is_refused(world: FakeWorld, spec: object) -> None:
     with pytest.raises(Misconfigured):

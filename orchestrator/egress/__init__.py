@@ -1,0 +1,1 @@
+"""What a network allow-list means, apart from any engine: names, refused addresses, attempts. Pure."""
