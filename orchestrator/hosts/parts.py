@@ -12,7 +12,7 @@ from orchestrator.hosts.permits import Permits
 from orchestrator.hosts.remover import Remover
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.interfaces import Blobs, Grader, SandboxBackend, SandboxSpec, Store, Template, Templates, Tool
-from orchestrator.models import HostId, JobId, RolloutKey, SandboxId, Task, TaskId
+from orchestrator.models import HostId, JobId, Network, RolloutKey, SandboxId, Task, TaskId
 
 WORKDIR = "/workspace"
 """Where every box has the repository."""
@@ -59,7 +59,7 @@ def spec_for(task: Task, template: Template, *, rollout: RolloutKey | None, grad
         image=template.image,
         template=template,
         limits=task.limits,
-        network="none" if grader else task.network,
+        network=Network() if grader else task.network,
         grader=grader,
         workdir=WORKDIR,
         labels={**owner, "task": task.id},
