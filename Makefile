@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 UV := .tools/bin/uv
-REQUIRE := $(shell [ "$$(id -u)" = 0 ] && echo docker,root,go || echo docker,go)
+REQUIRE := $(shell [ "$$(id -u)" = 0 ] && echo docker,libseccomp,root,go || echo docker,libseccomp,go)
 
 .PHONY: help setup engine images fmt check test demo bench clean
 

@@ -3,6 +3,7 @@
 `TILTYARD_REQUIRE=docker,root` (set by `make test` and CI) names what was promised.
 """
 
+import ctypes.util
 import os
 import shutil
 import subprocess
@@ -25,7 +26,12 @@ def _root() -> str:
     return "" if os.geteuid() == 0 else "not root"
 
 
-PROBES: dict[str, Callable[[], str]] = {"docker": _docker, "root": _root}
+@cache
+def _libseccomp() -> str:
+    return "" if ctypes.util.find_library("seccomp") else "no libseccomp"
+
+
+PROBES: dict[str, Callable[[], str]] = {"libseccomp": _libseccomp, "docker": _docker, "root": _root}
 """Name -> why it is missing, or an empty string."""
 
 

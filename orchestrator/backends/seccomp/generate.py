@@ -121,11 +121,10 @@ def _every(facts: Upstream) -> Iterator[Decision]:
 def generate(facts: Upstream) -> Profile:
     """The filter. Raises Misconfigured when upstream no longer lets through what a rule wants kept."""
     decisions = decide(facts)
-    narrowed = {call for rule in rules.NARROWED for call in rule.calls}
-    plain = [decision for decision in decisions.values() if decision.kept and decision.call not in narrowed]
-    entries = [
-        _allow([each.call for each in plain if each.rule is rule], rule) for rule in (rules.KEPT, rules.SINCE_KERNEL)
-    ]
+    entries = []
+    for rule in (rules.KEPT, rules.SINCE_KERNEL):
+        if names := [each.call for each in decisions.values() if each.kept and each.rule is rule]:
+            entries.append(_entry(sorted(names), rule))
     entries += [*_sockets(facts), *_personalities(facts), *_terminals(), *_namespaces(facts)]
     refused = tuple(sorted(rules.UNHEARD_OF.calls))
     entries.append(_entry(refused, rules.UNHEARD_OF, action="SCMP_ACT_ERRNO", errnoRet=rules.ENOSYS))
@@ -151,10 +150,6 @@ def _entry(
     names: Sequence[str], rule: Rule, *args: Argument, action: Action = "SCMP_ACT_ALLOW", errnoRet: int | None = None
 ) -> Entry:
     return Entry(names=tuple(names), action=action, args=args, errnoRet=errnoRet, comment=f"{rule.name}: {rule.reason}")
-
-
-def _allow(names: Sequence[str], rule: Rule) -> Entry:
-    return _entry(sorted(names), rule)
 
 
 def _equal(index: int, value: int) -> Argument:
