@@ -14,9 +14,9 @@ from typing import Self
 from orchestrator.backends.docker import base_images
 from orchestrator.backends.docker.engine import Engine
 from orchestrator.backends.docker.finish import finish
-from orchestrator.backends.docker.seccomp import profile
 from orchestrator.backends.docker.settings import DockerSettings, engine_socket
 from orchestrator.backends.docker.spec import MASKED_PATHS, MIB, READONLY_PATHS, ROLE, owner_labels
+from orchestrator.backends.seccomp import profile
 from orchestrator.errors import EngineUnavailable, Misconfigured, RepositoryError, StartFailed, TiltyardError
 from orchestrator.models import JsonValue, Network
 from orchestrator.repos.workspace import check_state_dir
@@ -158,7 +158,7 @@ class DockerImages:
             volume=name,
             network=network,
             owner="" if os.geteuid() == 0 else f"{os.geteuid()}:{os.getegid()}",
-            seccomp=profile(),
+            seccomp=profile(self._settings.seccomp_profile),
             labels=self._labels(),
         )
         try:
