@@ -1,8 +1,10 @@
-"""Who gets a box next: a pure decision over memory, count and start slots. No I/O, clock or loop; the caller acts on `grants()`.
+"""Who gets a box next: a pure decision over memory, disk, count and start slots. No I/O, clock or loop; the caller acts on `grants()`.
 
 Grades go before opens, opens before the reserve; grades in the slot of an ended box before those that need memory, which may be waiting for
 just what they will give back. Opens are fair per job: the job that holds the least memory for its share is next, and
 within a job the order is that of asking. Nobody is passed over because something smaller would fit: large boxes would starve.
+
+Boxes' disks are sparse, so that disk is bounded twice: by what all boxes together are promised, and by what is free right now.
 """
 
 from collections import OrderedDict
@@ -25,12 +27,13 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticket:
-    """A wish for a box. `inherits` is a held ticket whose memory and count this one uses: only a start slot is needed."""
+    """A wish for a box. `inherits` is a held ticket whose memory, disk and count this one uses: only a start slot is needed."""
 
     id: TicketId
     job: JobId
     kind: Kind
     memory_mib: int
+    disk_mib: int = 0
     inherits: TicketId | None = None
 
 
@@ -40,6 +43,14 @@ class Limits:
     boxes: int
     start_slots: int
     max_queued: int
+    disk_mib: int | None = None
+    """What all boxes together may be promised; None: no bound."""
+    disk_reserve_mib: int = 0
+    """Nothing is started while less than this is free."""
+
+
+FRESH_DISK_MIB = 16
+"""What a box takes as soon as it starts (inode tables, folders); taken off until the next reading of the disk shows it."""
 
 
 class Admission:
@@ -60,7 +71,10 @@ class Admission:
         self._starting: set[TicketId] = set()
         self._job_memory_mib: dict[JobId, int] = {}
         self.used_memory_mib = 0
+        self.used_disk_mib = 0
         self.used_boxes = 0
+        self.free_disk_mib: int | None = None
+        """As last read, less what was started since; None where boxes lie on no disk."""
 
     # ---- what is asked
 
@@ -72,6 +86,11 @@ class Admission:
             raise Misconfigured(
                 f"the task asks for {ticket.memory_mib} MiB and this host gives all boxes {self.limits.memory_mib} MiB:"
                 " lower the task's limit or raise memory_limit_mib"
+            )
+        if self.limits.disk_mib is not None and ticket.disk_mib > self.limits.disk_mib:
+            raise Misconfigured(
+                f"the task's box may come to take {ticket.disk_mib} MiB of disk and this host promises all boxes {self.limits.disk_mib} MiB:"
+                " lower the task's disk_mib or inodes, free space before the start, or raise disk_overcommit"
             )
         if ticket.kind is Kind.OPEN and self.queued >= self.limits.max_queued:
             raise HostFull(f"{self.limits.max_queued} rollouts are waiting for a box already; retry later")
@@ -101,8 +120,13 @@ class Admission:
         if ticket is None or ticket.inherits is not None:
             return
         self.used_memory_mib -= ticket.memory_mib
+        self.used_disk_mib -= ticket.disk_mib
         self.used_boxes -= 1
         self._charge(ticket, -ticket.memory_mib)
+
+    def disk_is(self, free_mib: int) -> None:
+        """A reading of the disk that boxes lie on."""
+        self.free_disk_mib = free_mib
 
     # ---- what is decided
 
@@ -116,9 +140,15 @@ class Admission:
             yield ticket
 
     def short_of_room(self) -> bool:
-        """Somebody waits for memory or count, not merely for a start slot: idle reserve should go."""
+        """Somebody waits for memory, disk or count, not merely for a start slot: idle reserve should go."""
         ticket = self._next()
-        return ticket is not None and ticket.kind is not Kind.RESERVE and not self._fits(ticket)
+        return ticket is not None and ticket.kind is not Kind.RESERVE and self._lacking(ticket) is not None
+
+    def shortage(self) -> str:
+        """In words, for whoever waits: what the next in the queue lacks."""
+        ticket = self._next()
+        lacking = None if ticket is None else self._lacking(ticket)
+        return lacking or "others are starting"
 
     @property
     def queued(self) -> int:
@@ -147,18 +177,34 @@ class Admission:
         return self._job_memory_mib.get(job, 0) / max(self._share_of(job), 1e-6)
 
     def _may_start(self, ticket: Ticket) -> bool:
-        return len(self._starting) < self.limits.start_slots and self._fits(ticket)
+        return len(self._starting) < self.limits.start_slots and self._lacking(ticket) is None
 
-    def _fits(self, ticket: Ticket) -> bool:
+    def _lacking(self, ticket: Ticket) -> str | None:
+        """What stands against `ticket`, start slots apart; None: nothing."""
         if ticket.inherits is not None:
-            return True
-        return self.used_boxes < self.limits.boxes and ticket.memory_mib <= self.free_memory_mib
+            return None
+        if self.used_boxes >= self.limits.boxes:
+            return f"all {self.limits.boxes} boxes are in use"
+        if ticket.memory_mib > self.free_memory_mib:
+            return f"{self.free_memory_mib} MiB of memory are not promised to others"
+        return self._lacking_disk(ticket)
+
+    def _lacking_disk(self, ticket: Ticket) -> str | None:
+        limits = self.limits
+        if limits.disk_mib is not None and self.used_disk_mib + ticket.disk_mib > limits.disk_mib:
+            return f"{limits.disk_mib - self.used_disk_mib} MiB of disk are not promised to others"
+        if self.free_disk_mib is not None and self.free_disk_mib < limits.disk_reserve_mib:
+            return f"the host's disk has {self.free_disk_mib} MiB free, and {limits.disk_reserve_mib} MiB are kept free"
+        return None
 
     def _take(self, ticket: Ticket) -> None:
         self._held[ticket.id] = ticket
         if ticket.inherits is None:
             self.used_memory_mib += ticket.memory_mib
+            self.used_disk_mib += ticket.disk_mib
             self.used_boxes += 1
+            if self.free_disk_mib is not None:
+                self.free_disk_mib -= FRESH_DISK_MIB
             self._charge(ticket, ticket.memory_mib)
 
     def _charge(self, ticket: Ticket, memory_mib: int) -> None:

@@ -27,6 +27,7 @@ from orchestrator.hosts.events import (
 )
 from orchestrator.hosts.evidence import end_of
 from orchestrator.hosts.lifecycle import Lifecycle, ours
+from orchestrator.hosts.parts import promised_disk_mib
 from orchestrator.hosts.rollout import Rollout, watched
 from orchestrator.interfaces import Lease, Sandbox
 from orchestrator.models import Binding, CallRecord, PendingCall, RolloutState, Task
@@ -85,6 +86,7 @@ class Adoption:
             job=rollout.key.job,
             kind=Kind.OPEN,
             memory_mib=rollout.task.limits.memory_mib,
+            disk_mib=promised_disk_mib(rollout.task),
         )
         self._parts.gate.hold(ticket)
         return ticket.id

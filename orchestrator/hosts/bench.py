@@ -10,7 +10,7 @@ from orchestrator.errors import GraderError, SandboxError, StoreError
 from orchestrator.hosts.admission import Kind, Ticket, TicketId
 from orchestrator.hosts.calls import span_s
 from orchestrator.hosts.opening import create, first_lease
-from orchestrator.hosts.parts import Parts, new_sandbox_id, spec_for
+from orchestrator.hosts.parts import Parts, new_sandbox_id, promised_disk_mib, spec_for
 from orchestrator.hosts.reserve import Reserve
 from orchestrator.interfaces import GraderBox, Sandbox
 from orchestrator.models import CallKey, Epoch, Evidence, FileChange, OpId, PendingCall, RolloutKey, Task, TraceId
@@ -122,6 +122,7 @@ class HostBench:
             job=self._evidence.rollout.job,
             kind=Kind.GRADE,
             memory_mib=self._task.limits.memory_mib,
+            disk_mib=promised_disk_mib(self._task),
             inherits=inherits,
         )
 

@@ -10,7 +10,7 @@ class Gate:
     """Tickets become slots. A slot is held until `release`, also by a process that forgot to call `started`."""
 
     def __init__(self, admission: Admission, short: Callable[[], None]) -> None:
-        """`short` is called when somebody waits for memory or count; it may free some, now or later."""
+        """`short` is called when somebody waits for memory, disk or count; it may free some, now or later."""
         self.admission = admission
         self._short = short
         self._granted: dict[TicketId, asyncio.Future[None]] = {}
@@ -42,6 +42,11 @@ class Gate:
 
     def release(self, ticket_id: TicketId) -> None:
         self.admission.release(ticket_id)
+        self._grant()
+
+    def disk_is(self, free_mib: int) -> None:
+        """A reading of the disk that boxes lie on; who waited for it may go on."""
+        self.admission.disk_is(free_mib)
         self._grant()
 
     def _grant(self) -> None:

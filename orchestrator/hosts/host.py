@@ -26,6 +26,7 @@ from orchestrator.errors import (
 from orchestrator.hosts.admission import Admission
 from orchestrator.hosts.adoption import Adoption, record_read
 from orchestrator.hosts.calls import Entry, Runnable, plan
+from orchestrator.hosts.disk import DiskWatch, Gauge
 from orchestrator.hosts.events import OVER, BoxWanted, CallArrived, GradeAsked, LeaseState, Phase, ReleaseAsked
 from orchestrator.hosts.gate import Gate
 from orchestrator.hosts.lifecycle import Lifecycle, ours, tainted
@@ -77,9 +78,11 @@ class SandboxHost:
         share_of: Callable[[JobId], float],
         tools: Callable[[str], Tool],
         graders: Callable[[str], Grader],
+        free_disk: Gauge | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`clock` (monotonic seconds) drives idle times and kept places alone, so that a test may hurry them."""
+        """`free_disk` reads the disk that boxes lie on; None: they lie on none. `clock` (monotonic seconds) drives idle times and kept
+        places alone, so that a test may hurry them."""
         self._id = host_id
         self._settings = settings
         self._tasks = OwnedTasks("host")
@@ -105,6 +108,8 @@ class SandboxHost:
         self._life = Lifecycle(self._parts, self._tasks, self._reserve)
         self._adoption = Adoption(self._life)
         self._sweeper = Sweeper(self._life, started_at=time.time())
+        reserve_mib = settings.disk_reserve_mib
+        self._disk = free_disk and DiskWatch(free_disk, self._gate, self._life, reserve_mib=reserve_mib)
         self._loading: dict[RolloutKey, asyncio.Future[Rollout | Binding]] = {}
         self._draining = False
 
@@ -115,11 +120,15 @@ class SandboxHost:
     async def __aenter__(self) -> Self:
         """Raises StoreError."""
         try:
+            if self._disk is not None:
+                await self._disk.look()
             await self._adoption.run(ADOPTION_WAIT_S)
         except BaseException:
             await self._stop()
             raise
         self._tasks.start(self._sweeper.run(), name="sweeper")
+        if self._disk is not None:
+            self._tasks.start(self._disk.run(), name="disk")
         return self
 
     async def __aexit__(
@@ -377,7 +386,8 @@ class SandboxHost:
                 opens_by = min(deadline, time.monotonic() + self._settings.open_wait_s)
                 await asyncio.wait({work}, timeout=max(0.0, opens_by - time.monotonic()))
                 if not work.done() and self._is_queued(rollout):
-                    raise HostFull("no box is free yet; the place in the queue is kept for a retry")
+                    short = self._gate.admission.shortage()
+                    raise HostFull(f"no box is free yet ({short}); the place in the queue is kept for a retry")
             if not work.done():
                 await asyncio.wait({work}, timeout=max(0.0, deadline - time.monotonic()))
             if not work.done():

@@ -13,6 +13,7 @@ import structlog
 from orchestrator import failpoints
 from orchestrator.errors import (
     AgentProtocolError,
+    GraderError,
     ReplayDiverged,
     RolloutClosed,
     SandboxDead,
@@ -316,11 +317,14 @@ class Lifecycle:
             slot=rollout.ticket,
             removal=rollout.removal,
         )
+        falls = self.parts.disk_falls.count
         try:
             grader = self.parts.graders(rollout.task.grader)
             reward = await grade_rollout(grader, bench, graded_at=time.time())
         finally:
             rollout.ticket, rollout.removal = bench.slot, bench.removal
+        if self.parts.disk_falls.count != falls:  # what the grading box wrote may be lost
+            raise GraderError("the host's disk ran full while grading; retry")
         await self._refuse_tainted(rollout.key)
         return await self.parts.store.put_reward(rollout.binding, reward)
 

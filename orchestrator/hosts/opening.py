@@ -12,7 +12,7 @@ from collections.abc import Callable
 from orchestrator import failpoints
 from orchestrator.errors import SandboxDead, SandboxLost, StartFailed
 from orchestrator.hosts.admission import Kind, Ticket
-from orchestrator.hosts.parts import Parts, new_sandbox_id, spec_for
+from orchestrator.hosts.parts import Parts, new_sandbox_id, promised_disk_mib, spec_for
 from orchestrator.hosts.rollout import Rollout
 from orchestrator.interfaces import Lease, Sandbox, SandboxSpec, Template
 from orchestrator.models import Epoch, RolloutKey, SandboxId
@@ -34,6 +34,7 @@ async def open_box(parts: Parts, rollout: Rollout, chosen: Callable[[SandboxId],
         job=rollout.key.job,
         kind=Kind.OPEN,
         memory_mib=rollout.task.limits.memory_mib,
+        disk_mib=promised_disk_mib(rollout.task),
     )
     rollout.ticket = ticket.id
     await parts.gate.enter(ticket)
@@ -55,22 +56,30 @@ async def _named(parts: Parts, rollout: Rollout) -> SandboxId:
 
 async def _make(parts: Parts, rollout: Rollout, template: Template, sandbox_id: SandboxId) -> None:
     sandbox = await create(parts, sandbox_id, spec_for(rollout.task, template, rollout=rollout.key))
-    failpoints.hit("after_create")
-    lease = await first_lease(sandbox, rollout.key, rollout.binding.epoch)
-    rollout.binding = await parts.store.attach_sandbox(rollout.binding, sandbox_id, lease.boot_id)
+    try:
+        failpoints.hit("after_create")
+        lease = await first_lease(sandbox, rollout.key, rollout.binding.epoch)
+        rollout.binding = await parts.store.attach_sandbox(rollout.binding, sandbox_id, lease.boot_id)
+    except BaseException:
+        await sandbox.aclose()
+        raise
     rollout.sandbox, rollout.template = sandbox, template
 
 
 async def create(parts: Parts, sandbox_id: SandboxId, spec: SandboxSpec) -> Sandbox:
     """Raises StartFailed, EngineUnavailable, Misconfigured. Whatever is raised, a box of that id may have come to be."""
-    start_s = parts.settings.start_deadline_s
+    start_s, falls = parts.settings.start_deadline_s, parts.disk_falls.count
     try:
         async with asyncio.timeout(start_s + GRACE_S):
-            return await parts.backend.create(sandbox_id, spec, deadline=time.monotonic() + start_s)
+            sandbox = await parts.backend.create(sandbox_id, spec, deadline=time.monotonic() + start_s)
     except TimeoutError as error:
         raise StartFailed(f"no box started within {start_s:g} s") from error
     except SandboxDead as error:
         raise StartFailed(f"the box died while it started: {error.message}") from error
+    if parts.disk_falls.count != falls:
+        await sandbox.aclose()
+        raise StartFailed("the host's disk ran full while the box started")
+    return sandbox
 
 
 async def first_lease(sandbox: Sandbox, rollout: RolloutKey, epoch: Epoch) -> Lease:

@@ -16,6 +16,18 @@ from orchestrator.models import HostId, JobId, Network, RolloutKey, SandboxId, T
 
 WORKDIR = "/workspace"
 """Where every box has the repository."""
+JOURNAL_MIB = 256
+"""The agent's journal, which lies outside the box's own cap; the agent refuses to let it grow further."""
+INODE_BYTES = 256
+"""Of the box's file system: its tables come on top of what can be used."""
+
+
+@dataclass(slots=True)
+class DiskFalls:
+    """How often the boxes' disk was found exhausted; work that saw the number change may have lost writes."""
+
+    count: int = 0
+
 
 TaskOf = Callable[[JobId, TaskId], Task | None]
 
@@ -38,6 +50,7 @@ class Parts:
     """Monotonic seconds, for idle times and places; deadlines are of time.monotonic()."""
     grading_boxes: set[SandboxId] = field(default_factory=set)
     """Boxes that a grade made for itself, while it uses them."""
+    disk_falls: DiskFalls = field(default_factory=DiskFalls)
     _tickets: "count[int]" = field(default_factory=count)
 
     def ticket_id(self) -> TicketId:
@@ -50,6 +63,11 @@ class Parts:
 def new_sandbox_id(prefix: str) -> SandboxId:
     """`r` for a rollout's box, `g` for a grading box: the names say so to whoever lists them."""
     return SandboxId(f"{prefix}-{secrets.token_hex(8)}")
+
+
+def promised_disk_mib(task: Task) -> int:
+    """What a box of this task may come to take of the disk at the most."""
+    return task.limits.disk_mib + -(-task.limits.inodes * INODE_BYTES // 2**20) + JOURNAL_MIB
 
 
 def spec_for(task: Task, template: Template, *, rollout: RolloutKey | None, grader: bool = False) -> SandboxSpec:

@@ -11,7 +11,7 @@ import structlog
 from orchestrator.errors import TiltyardError
 from orchestrator.hosts.admission import Kind, Ticket, TicketId
 from orchestrator.hosts.opening import create
-from orchestrator.hosts.parts import Parts, new_sandbox_id, spec_for
+from orchestrator.hosts.parts import Parts, new_sandbox_id, promised_disk_mib, spec_for
 from orchestrator.hosts.supervised import OwnedTasks
 from orchestrator.interfaces import Sandbox
 from orchestrator.models import JobId, Limits, SandboxId, Task
@@ -124,7 +124,13 @@ class Reserve:
         self._parts.remover.retire(held.sandbox.id, box=lambda: held.sandbox, then=lambda: release(held.ticket))
 
     async def _make(self, sandbox_id: SandboxId, shape: Shape, task: Task) -> None:
-        ticket = Ticket(id=self._parts.ticket_id(), job=NOBODY, kind=Kind.RESERVE, memory_mib=task.limits.memory_mib)
+        ticket = Ticket(
+            id=self._parts.ticket_id(),
+            job=NOBODY,
+            kind=Kind.RESERVE,
+            memory_mib=task.limits.memory_mib,
+            disk_mib=promised_disk_mib(task),
+        )
         made = False
         try:
             template = await self._parts.template(task)

@@ -17,6 +17,10 @@ class HostSettings:
 
     memory_limit_mib: int
     """Memory that all boxes together may be promised."""
+    disk_limit_mib: int | None = None
+    """Disk that all boxes together may be promised; None: no bound."""
+    disk_reserve_mib: int = 0
+    """No box starts while less of the boxes' disk is free."""
     max_boxes: int = 200
     start_slots: int = 2
     """Boxes starting at the same time; an engine starts no more per second when asked for more at once."""
@@ -69,8 +73,9 @@ class HostSettings:
         positive = ("memory_limit_mib", "max_boxes", "start_slots", "max_queued", "test_runs", "evidence_chunk_bytes")
         wrong = [name for name in positive if getattr(self, name) < 1]
         wrong += [name for name in ("idle_ttl_s", "sweep_period_s", "call_deadline_s") if getattr(self, name) <= 0]
-        if wrong or self.grader_reserve < 0:
-            raise Misconfigured(f"host settings must be positive: {', '.join(wrong) or 'grader_reserve'}")
+        wrong += [name for name in ("grader_reserve", "disk_reserve_mib") if getattr(self, name) < 0]
+        if wrong:
+            raise Misconfigured(f"host settings must be positive: {', '.join(wrong)}")
 
     def admission_limits(self) -> Limits:
         return Limits(
@@ -78,4 +83,6 @@ class HostSettings:
             boxes=self.max_boxes,
             start_slots=self.start_slots,
             max_queued=self.max_queued,
+            disk_mib=self.disk_limit_mib,
+            disk_reserve_mib=self.disk_reserve_mib,
         )

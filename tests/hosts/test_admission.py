@@ -6,18 +6,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from orchestrator.errors import HostFull, Misconfigured
-from orchestrator.hosts.admission import Admission, Kind, Limits, Ticket, TicketId
+from orchestrator.hosts.admission import FRESH_DISK_MIB, Admission, Kind, Limits, Ticket, TicketId
 from orchestrator.models import JobId
 
 ROOMY = Limits(memory_mib=1000, boxes=100, start_slots=100, max_queued=1000)
 
 
-def ticket(name: str, *, job: str = "j", kind: Kind = Kind.OPEN, mib: int = 100, inherits: str | None = None) -> Ticket:
+def ticket(
+    name: str, *, job: str = "j", kind: Kind = Kind.OPEN, mib: int = 100, disk: int = 0, inherits: str | None = None
+) -> Ticket:
     return Ticket(
         id=TicketId(name),
         job=JobId(job),
         kind=kind,
         memory_mib=mib,
+        disk_mib=disk,
         inherits=None if inherits is None else TicketId(inherits),
     )
 
@@ -111,8 +114,35 @@ def test_room_is_short_only_when_memory_or_count_is_what_lacks() -> None:
     assert not one.short_of_room()
 
 
+DISKED = Limits(memory_mib=1000, boxes=9, start_slots=9, max_queued=9, disk_mib=300, disk_reserve_mib=50)
+
+
+def test_promises_of_disk_are_bounded_and_given_back() -> None:
+    one = admission(DISKED)
+    assert granted(one, ticket("a", disk=200), ticket("b", disk=200), ticket("c", disk=50)) == ["a"]
+    assert one.short_of_room()
+    assert one.shortage() == "100 MiB of disk are not promised to others"
+    one.release(TicketId("a"))
+    assert granted(one) == ["b", "c"]
+    with pytest.raises(Misconfigured, match="lower the task's disk_mib"):
+        one.ask(ticket("huge", disk=301))
+
+
+def test_below_the_reserve_nothing_starts_but_what_takes_an_ended_boxs_place() -> None:
+    one = admission(DISKED)
+    one.disk_is(50 + FRESH_DISK_MIB)
+    assert granted(one, ticket("a", disk=10), ticket("b", disk=10), ticket("c", disk=10)) == ["a", "b"]
+    assert "the host's disk has 34 MiB free, and 50 MiB are kept free" in one.shortage()
+    assert one.is_waiting(TicketId("c"))
+    assert granted(one, ticket("grade", kind=Kind.GRADE, disk=10, inherits="a")) == ["grade"]
+    one.disk_is(49)
+    assert granted(one) == []
+    one.disk_is(50)
+    assert granted(one) == ["c"]
+
+
 class AdmissionMachine(RuleBasedStateMachine):
-    LIMITS = Limits(memory_mib=500, boxes=4, start_slots=2, max_queued=6)
+    LIMITS = Limits(memory_mib=500, boxes=4, start_slots=2, max_queued=6, disk_mib=800)
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,10 +164,15 @@ class AdmissionMachine(RuleBasedStateMachine):
             self.held[each.id] = each
             self.starting.add(each.id)
 
-    @rule(job=st.sampled_from("abc"), kind=st.sampled_from(list(Kind)), mib=st.sampled_from([50, 200, 500]))
-    def ask(self, job: str, kind: Kind, mib: int) -> None:
+    @rule(
+        job=st.sampled_from("abc"),
+        kind=st.sampled_from(list(Kind)),
+        mib=st.sampled_from([50, 200, 500]),
+        disk=st.sampled_from([0, 300]),
+    )
+    def ask(self, job: str, kind: Kind, mib: int, disk: int) -> None:
         self.count += 1
-        wish = ticket(f"t{self.count}", job=job, kind=kind, mib=mib)
+        wish = ticket(f"t{self.count}", job=job, kind=kind, mib=mib, disk=disk)
         try:
             self.admission.ask(wish)
         except HostFull:
@@ -177,6 +212,8 @@ class AdmissionMachine(RuleBasedStateMachine):
     def limits_hold(self) -> None:
         used = sum(each.memory_mib for each in self.held.values())
         assert self.admission.used_memory_mib == used <= self.LIMITS.memory_mib
+        disk = sum(each.disk_mib for each in self.held.values())
+        assert self.admission.used_disk_mib == disk <= (self.LIMITS.disk_mib or 0)
         assert self.admission.used_boxes == len(self.held) <= self.LIMITS.boxes
         assert len(self.starting) <= self.LIMITS.start_slots
 

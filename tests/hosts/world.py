@@ -158,6 +158,8 @@ class World:
     clock: Clock = field(default_factory=Clock)
     tasks: dict[TaskId, Task] = field(default_factory=dict)
     shares: dict[JobId, float] = field(default_factory=dict)
+    free_disk_mib: int | None = None
+    """What a gauge of the boxes' disk says; None: no gauge."""
     extra_tools: dict[str, Tool] = field(default_factory=dict)
 
     def task(self, task: Task | None = None) -> Task:
@@ -188,6 +190,7 @@ class World:
             share_of=lambda job: self.shares.get(job, 1.0),
             tools=lambda name: self.extra_tools.get(name) or tool(name),
             graders=self._grader,
+            free_disk=None if self.free_disk_mib is None else lambda: self.free_disk_mib or 0,
             clock=self.clock,
         )
 
