@@ -17,7 +17,7 @@ engine:
 images: build/environment | engine
 	@sandbox_images/build
 
-build/environment: requirements.lock requirements-build.lock pyproject.toml hatch_build.py $(wildcard sandbox_images/agent/*.go)
+build/environment: requirements.lock requirements-build.lock pyproject.toml hatch_build.py $(wildcard sandbox_images/agent/*.go sandbox_images/probe/*.go sandbox_images/probe/*.s)
 	@sandbox_images/environment
 
 fmt: build/environment ## format and mend what can be mended
@@ -38,4 +38,4 @@ bench: setup ## the budgets of docs/performance.md, as ratios
 
 clean: ## remove what the project made: boxes, mounts, environment
 	@if [ -x $(BIN)/tiltyard ]; then $(BIN)/tiltyard sweep --all; fi
-	rm -rf .venv .tools build dist demo sandbox_images/agent/bin
+	rm -rf .venv .tools build dist demo sandbox_images/agent/bin sandbox_images/probe/bin

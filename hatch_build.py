@@ -1,4 +1,4 @@
-"""Compile the in-box agent while the package is built, so that a wheel install needs no Go of its own."""
+"""Compile the programs that run in boxes while the package is built, so that a wheel install needs no Go of its own."""
 
 import os
 import shutil
@@ -9,7 +9,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-AGENT = Path("sandbox_images/agent")
+PROGRAMS = ("agent", "probe")
+"""Folders of `sandbox_images/`: what serves a box, and what the conformance suite runs in it."""
 ARCHITECTURES = ("amd64", "arm64")
 
 
@@ -25,9 +26,10 @@ def go_command() -> str:
     return found
 
 
-def compile_agent(root: Path, architecture: str) -> Path:
+def compile_program(root: Path, program: str, architecture: str) -> Path:
     """Build one static binary and return its path below `root`; raises CalledProcessError with Go's own message."""
-    target = AGENT / "bin" / f"tiltyard-agent-linux-{architecture}"
+    folder = Path("sandbox_images", program)
+    target = folder / "bin" / f"tiltyard-{program}-linux-{architecture}"
     cache = root / "build" / "go"
     env = {
         "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
@@ -42,17 +44,18 @@ def compile_agent(root: Path, architecture: str) -> Path:
         "GOFLAGS": "-mod=mod -buildvcs=false",
     }
     command = [go_command(), "build", "-trimpath", "-ldflags", "-s -w", "-o", str(root / target), "."]
-    subprocess.run(command, cwd=root / AGENT, env=env, check=True)
+    subprocess.run(command, cwd=root / folder, env=env, check=True)
     return target
 
 
-class AgentBuildHook(BuildHookInterface[Any]):
+class ProgramsBuildHook(BuildHookInterface[Any]):
     """Runs for wheels and for editable installs alike."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":
             return
-        for architecture in ARCHITECTURES:
-            compile_agent(Path(self.root), architecture)
+        for program in PROGRAMS:
+            for architecture in ARCHITECTURES:
+                compile_program(Path(self.root), program, architecture)
         build_data["pure_python"] = False
         build_data["tag"] = "py3-none-linux_x86_64"

@@ -1,0 +1,3 @@
+module tiltyard/probe
+
+go 1.26
