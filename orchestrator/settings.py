@@ -65,6 +65,10 @@ class Settings(BaseSettings):
     """Serve although runc lacks published fixes; boxes hold code that nobody trusts, so that without this such a runc is refused."""
     memory_limit_mib: int = Field(default=0, ge=0)
     """Memory that all boxes together may be promised; 0: three quarters of the machine's."""
+    disk_reserve_mib: int = Field(default=2048, ge=0)
+    """Free space on the state folder's file system below which no box is started; below a quarter of it live boxes are given up."""
+    disk_overcommit: float = Field(default=4.0, ge=1.0)
+    """How much more disk boxes may be promised than is free at the start: their disks are sparse. With 1 they can never fill it."""
     max_boxes: int = Field(default=200, ge=1)
     start_slots: int = Field(default=2, ge=1)
     """Boxes starting at the same time; more only adds latency on one engine."""

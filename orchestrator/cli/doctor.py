@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.table import Table
 from orchestrator.agent.binary import agent_binary
 from orchestrator.backends.checks import Check, Verdict, fail, ok, warn
 from orchestrator.cli.identity import host_lock
-from orchestrator.cli.wiring import docker_settings, engine
+from orchestrator.cli.wiring import docker_settings, engine, free_disk_mib
 from orchestrator.errors import Misconfigured, TiltyardError
 from orchestrator.settings import Settings
 
@@ -38,7 +37,13 @@ def run(settings: Settings, conformance: str | None, image: str, as_json: bool) 
 
 def machine(settings: Settings) -> list[Check]:
     """Facts that need no engine."""
-    return [_python(), _rights(), _agent(), _disk(settings.state_dir), _cgroups()]
+    return [
+        _python(),
+        _rights(),
+        _agent(),
+        check_disk(free_disk_mib(settings.state_dir), settings.disk_reserve_mib),
+        _cgroups(),
+    ]
 
 
 def _python() -> Check:
@@ -63,11 +68,17 @@ def _agent() -> Check:
     return ok("agent", f"{path.name}, {path.stat().st_size // 1024} KiB")
 
 
-def _disk(state_dir: Path) -> Check:
-    place = next(folder for folder in (state_dir, *state_dir.parents) if folder.is_dir())
-    free_gib = shutil.disk_usage(place).free / 2**30
+def check_disk(free_mib: int, reserve_mib: int) -> Check:
+    """Pure."""
+    free_gib = free_mib / 1024
+    if free_mib < reserve_mib:
+        return fail(
+            "disk",
+            f"{free_mib} MiB free at the state folder, {reserve_mib} MiB are kept free: no box would start",
+            "free some space, set TILTYARD_STATE_DIR to a larger disk, or lower TILTYARD_DISK_RESERVE_MIB",
+        )
     if free_gib >= LOW_DISK_GIB:
-        return ok("disk", f"{free_gib:.0f} GiB free")
+        return ok("disk", f"{free_gib:.0f} GiB free, {reserve_mib} MiB of them kept free")
     return warn("disk", f"{free_gib:.1f} GiB free", "free some space, or set TILTYARD_STATE_DIR to a larger disk")
 
 

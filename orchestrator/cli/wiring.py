@@ -1,10 +1,13 @@
 """Where the parts are put together: settings in, a served gateway out. Nothing else imports across the packages."""
 
+import asyncio
 import functools
 import hashlib
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.backends.registry import backend_class
@@ -13,10 +16,12 @@ from orchestrator.cli.identity import handle_secret, host_lock
 from orchestrator.clusters.local import LocalCluster
 from orchestrator.errors import Draining, Misconfigured
 from orchestrator.graders.registry import grader
+from orchestrator.hosts.disk import check_room, promises_mib
 from orchestrator.hosts.host import SandboxHost
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.interfaces import Host, SandboxBackend
 from orchestrator.models import HostId, Job, JobId, Task, TaskId
+from orchestrator.repos.folders import disk_usage_bytes
 from orchestrator.repos.templates import TemplateCache
 from orchestrator.repos.workspace import Workspaces, make_workspaces
 from orchestrator.settings import Settings
@@ -43,6 +48,8 @@ class Engine:
     tidy: Callable[[], Awaitable[object]]
     """Removes what a killed server's set-up left; only under the host's lock."""
     memory_limit_mib: int
+    on_disk: bool = True
+    """Whether boxes take space of the state folder's file system."""
 
 
 @asynccontextmanager
@@ -68,7 +75,9 @@ async def _fake(settings: Settings) -> Engine:
     backend = backend_class("fake")()
     templates = TemplateCache(settings.deployment_dir / "cache", setup=FakeSetup(), images=AnyImage())
     capacity = await backend.capacity()
-    return Engine(backend=backend, templates=templates, tidy=_nothing, memory_limit_mib=capacity.memory_mib)
+    return Engine(
+        backend=backend, templates=templates, tidy=_nothing, memory_limit_mib=capacity.memory_mib, on_disk=False
+    )
 
 
 async def _nothing() -> None:
@@ -103,9 +112,13 @@ def docker_settings(settings: Settings) -> "DockerSettings":
     )
 
 
-def host_settings(settings: Settings, memory_limit_mib: int) -> HostSettings:
+def host_settings(settings: Settings, made: Engine) -> HostSettings:
+    """Blocks on the disk. Raises Misconfigured where it has too little room to start anything."""
+    disk_limit_mib = _disk_limit_mib(settings) if made.on_disk else None
     return HostSettings(
-        memory_limit_mib=memory_limit_mib,
+        memory_limit_mib=made.memory_limit_mib,
+        disk_limit_mib=disk_limit_mib,
+        disk_reserve_mib=settings.disk_reserve_mib,
         max_boxes=settings.max_boxes,
         start_slots=settings.start_slots,
         idle_ttl_s=settings.idle_ttl_s,
@@ -113,6 +126,21 @@ def host_settings(settings: Settings, memory_limit_mib: int) -> HostSettings:
         grade_deadline_s=settings.call_deadline_s,
         grader_reserve=settings.grader_reserve,
     )
+
+
+def _disk_limit_mib(settings: Settings) -> int:
+    """What boxes of an earlier process hold counts as free: it comes back."""
+    boxes = settings.deployment_dir / "boxes"
+    free_mib = free_disk_mib(settings.state_dir)
+    check_room(free_mib, settings.disk_reserve_mib, boxes_left=boxes.is_dir() and any(boxes.iterdir()))
+    held_mib = disk_usage_bytes(boxes) // 2**20
+    return promises_mib(free_mib + held_mib, settings.disk_reserve_mib, settings.disk_overcommit)
+
+
+def free_disk_mib(folder: Path) -> int:
+    """What may still be written below `folder`, or below its next parent that exists. Raises OSError."""
+    existing = next(path for path in (folder, *folder.parents) if path.is_dir())
+    return shutil.disk_usage(existing).free // 2**20
 
 
 def authentication(settings: Settings) -> Auth:
@@ -143,7 +171,7 @@ async def gateway(settings: Settings) -> AsyncIterator[App]:
         host = await stack.enter_async_context(
             SandboxHost(
                 host_id=HostId(settings.host_id),
-                settings=host_settings(settings, made.memory_limit_mib),
+                settings=await asyncio.to_thread(host_settings, settings, made),
                 backend=made.backend,
                 store=store,
                 blobs=DiskBlobs(settings.deployment_dir / "blobs"),
@@ -152,6 +180,7 @@ async def gateway(settings: Settings) -> AsyncIterator[App]:
                 share_of=lambda job: jobs[job].share if job in jobs else 1.0,
                 tools=tool,
                 graders=grader,
+                free_disk=functools.partial(free_disk_mib, settings.state_dir) if made.on_disk else None,
             )
         )
         cluster = LocalCluster(host)
