@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from orchestrator.models import (
     Arguments,
@@ -25,6 +25,7 @@ from orchestrator.models import (
     JsonValue,
     Limits,
     Network,
+    NetworkAttempt,
     OpId,
     PendingCall,
     Reward,
@@ -151,6 +152,18 @@ class SandboxBackend(Protocol):
     async def owned(self) -> Sequence[OwnedSandbox]: ...
 
     async def capacity(self) -> Capacity: ...
+
+
+@runtime_checkable
+class EgressControl(Protocol):
+    """A second Protocol of backends that can give boxes a network (`SandboxSpec.network`); all others refuse such a spec."""
+
+    async def cut(self, sandbox_id: SandboxId) -> Sequence[NetworkAttempt]:
+        """Take the box's network away for good; what it tried so far. Idempotent; a box without a network tried nothing.
+
+        Raises SandboxLost (its network broke before: what it could reach since is not known), EngineUnavailable.
+        """
+        ...
 
 
 class Templates(Protocol):

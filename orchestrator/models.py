@@ -268,6 +268,19 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkAttempt:
+    """What a box asked its proxy (or, with port 53, its resolver) for. `host` is hostile text, reduced to what names are made of."""
+
+    host: str
+    port: int
+    allowed: bool
+    reason: str
+    """Why it was refused, in words."""
+    count: int
+    """How often; at least so often beyond 16."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FileChange:
     """One entry of the delta that leaves a box. `blob` is the content's sha256, None for what carries no content."""
 

@@ -15,7 +15,8 @@ from orchestrator.errors import Misconfigured, StartFailed
 RECIPE_LABEL = "tiltyard.recipe"
 BASE = "tiltyard/base:bookworm"
 PYTHON = "tiltyard/python:3.11"
-NAMES = (BASE, PYTHON)
+EGRESS = "tiltyard/egress:bookworm"
+NAMES = (BASE, PYTHON, EGRESS)
 RECIPES = Path(sandbox_images.__file__).parent
 BOOTSTRAP_TIMEOUT_S = 900.0
 """Half a minute on a good line; a slow mirror takes many times that."""
@@ -42,6 +43,8 @@ def recipe(name: str, registry_base: str = "") -> Recipe:
         return Recipe(name=BASE, folder=RECIPES / "base", parent=registry_base)
     if name == PYTHON:
         return Recipe(name=PYTHON, folder=RECIPES / "python", parent=BASE)
+    if name == EGRESS:
+        return Recipe(name=EGRESS, folder=RECIPES / "egress", parent=BASE)
     raise Misconfigured(f"{name!r} is not one of tiltyard's own images: {', '.join(NAMES)}")
 
 

@@ -27,7 +27,8 @@ async def build(registry_base: str) -> None:
     settings = DockerSettings(deployment="setup", host_id="setup", state_dir=Path())
     engine = Engine(engine_socket(settings), timeout_s=BUILD_TIMEOUT_S)
     try:
-        await base_images.ensure(engine, base_images.PYTHON, registry_base=registry_base, progress=say)
+        for name in base_images.NAMES:
+            await base_images.ensure(engine, name, registry_base=registry_base, progress=say)
     finally:
         await engine.aclose()
 

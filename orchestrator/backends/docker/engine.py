@@ -152,6 +152,30 @@ class Engine:
         """Gone already is fine."""
         await self._call(lambda api: _absent_as_none(api.remove_volume, name))
 
+    async def namespace(self, container: str) -> Path | None:
+        """Where this machine sees the network namespace of a running container; None when it runs no more."""
+        found = await self._call(lambda api: _absent_as_none(api.inspect_container, container))
+        key = str((found or {}).get("NetworkSettings", {}).get("SandboxKey") or "")
+        return Path(key) if key else None
+
+    async def has_network(self, name: str) -> bool:
+        """Whether one is called exactly so; the engine would also take an id's beginning for a name."""
+        found = await self._call(lambda api: api.networks(names=[name]))
+        return any(entry["Name"] == name for entry in found)
+
+    async def create_network(self, name: str, labels: Mapping[str, str]) -> None:
+        """A bridge whose members cannot see each other. Raises StartFailed."""
+        options = {"com.docker.network.bridge.enable_icc": "false"}
+        await self._call(
+            lambda api: api.create_network(
+                name, driver="bridge", options=options, labels=dict(labels), check_duplicate=True
+            )
+        )
+
+    async def remove_network(self, name: str) -> None:
+        """Gone already is fine. Raises StartFailed while a container is on it."""
+        await self._call(lambda api: _absent_as_none(api.remove_network, name))
+
     async def import_image(
         self, tar: Path, *, repository: str, tag: str, labels: Mapping[str, str], environment: Mapping[str, str]
     ) -> None:

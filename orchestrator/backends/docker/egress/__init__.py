@@ -1,0 +1,1 @@
+"""The network of boxes whose task allows some hosts: a proxy for each allow-list, and one wire from each box to it."""

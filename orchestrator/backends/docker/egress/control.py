@@ -1,0 +1,260 @@
+"""Boxes joined to the proxy of their allow-list, cut off from it, and taken away; proxies made on demand and ended with their last box."""
+
+import asyncio
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.backends.docker.base_images import EGRESS
+from orchestrator.backends.docker.egress import namespaces, notes, plans
+from orchestrator.backends.docker.egress.plans import ProxyPlan
+from orchestrator.backends.docker.engine import Engine
+from orchestrator.backends.docker.facts import ContainerState, ListedContainer
+from orchestrator.backends.docker.finish import finish
+from orchestrator.backends.docker.spec import ROLE, container_name, owner_labels
+from orchestrator.egress import attempts, names
+from orchestrator.errors import Misconfigured, SandboxLost, StartFailed, TiltyardError
+from orchestrator.models import Network, NetworkAttempt, SandboxId
+
+log = logging.getLogger(__name__)
+
+PROXY, WIRE = "egress", "egress-wire"
+"""Roles: a proxy; a holder of a box's network namespace."""
+PROXY_LABEL, NUMBER_LABEL, LIST_LABEL, USE_LABEL, BOX_LABEL = (
+    "tiltyard.egress.proxy",
+    "tiltyard.egress.number",
+    "tiltyard.egress.list",
+    "tiltyard.egress.use",
+    "tiltyard.sandbox",
+)
+READY_S = 30.0
+READY_LOOK_S = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EgressSettings:
+    """`uplink`: the engine's network that proxies go out by, empty for one of our own; `dns`: resolvers, empty for the engine's."""
+
+    deployment: str
+    host_id: str
+    state_dir: Path
+    uplink: str = ""
+    dns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wire:
+    """A box's network: the container whose namespace it joins, and what its commands are told."""
+
+    container: str
+    environment: Mapping[str, str]
+
+
+class Egress:
+    """Of one use (boxes, set-up commands) of one host: proxies of two uses are never the same. The engine connection stays its maker's."""
+
+    def __init__(self, settings: EgressSettings, engine: Engine, *, use: str) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._use = use
+        self._labels = {**owner_labels(settings.deployment, settings.host_id), USE_LABEL: use}
+        self._folder = settings.state_dir / "egress"
+        self._changing = asyncio.Lock()
+        """Proxies are made, taken into use and ended one at a time."""
+
+    async def check(self) -> None:
+        """Raises Misconfigured where no box can have a network, with what to do; EngineUnavailable."""
+        if os.geteuid() != 0:
+            raise Misconfigured(
+                "a network allow-list needs a server that runs as root: it wires the boxes' network namespaces"
+            )
+        if missing := namespaces.missing_commands():
+            raise Misconfigured(
+                f"a network allow-list needs {', '.join(missing)}: apt-get install iproute2 util-linux iptables"
+            )
+        if self._settings.uplink and not await self._engine.has_network(self._settings.uplink):
+            raise Misconfigured(
+                f"egress_network names {self._settings.uplink!r}, which the engine does not have: docker network create it"
+            )
+        await self._image()
+
+    async def join(self, owner: str, network: Network, *, hostname: str, labels: Mapping[str, str]) -> Wire:
+        """A namespace wired to the proxy of `network`. What fails leaves nothing of `owner`.
+
+        Raises Misconfigured, StartFailed, EngineUnavailable.
+        """
+        try:
+            names.check(network)
+        except ValueError as error:
+            raise Misconfigured(f"network: {error}") from error
+        await self.check()
+        try:
+            return await self._join(owner, network, hostname, labels)
+        except BaseException:
+            with suppress(TiltyardError):
+                await finish(self.leave(owner))
+            raise
+
+    async def cut(self, owner: str) -> Sequence[NetworkAttempt]:
+        """See `interfaces.EgressControl`."""
+        holder = await self._holder(owner)
+        if holder is None:
+            return ()
+        labels = holder.labels
+        folder, number = self._folder / labels[PROXY_LABEL], int(labels[NUMBER_LABEL])
+        if not await asyncio.to_thread(notes.is_cut, folder, number):
+            proxy = await self._engine.inspect(plans.proxy_name(labels[PROXY_LABEL]))
+            if proxy is None or not proxy.running or not holder.running:
+                raise SandboxLost("the box's network broke: its proxy ended")
+            await namespaces.disconnect(await self._namespace(proxy.id), plans.proxy_end(number))
+            await asyncio.to_thread(notes.mark_cut, folder, number)
+        texts = await asyncio.to_thread(notes.read, folder, number)
+        return attempts.read(await asyncio.to_thread(notes.network_of, folder), *texts)
+
+    async def leave(self, owner: str) -> None:
+        """Remove what `owner` had, and its proxy where no other uses it. Idempotent. Raises EngineUnavailable."""
+        holder = await self._holder(owner)
+        if holder is None:
+            return
+        async with self._changing:
+            await self._engine.remove(holder.id)
+            key, number = holder.labels[PROXY_LABEL], int(holder.labels[NUMBER_LABEL])
+            await asyncio.to_thread(notes.forget, self._folder / key, number)
+            await self._end_unused()
+
+    async def owners(self) -> Sequence[ListedContainer]:
+        """The holders; each names its box in `BOX_LABEL`."""
+        return await self._engine.containers({**self._labels, ROLE: WIRE})
+
+    async def sweep(self) -> None:
+        """End proxies that no box uses, and remove our own uplink with the last. Raises EngineUnavailable."""
+        async with self._changing:
+            await self._end_unused()
+
+    async def _join(self, owner: str, network: Network, hostname: str, labels: Mapping[str, str]) -> Wire:
+        image = await self._image()
+        async with self._changing:
+            plan, proxy = await self._proxy(network, image)
+            number = await asyncio.to_thread(notes.next_number, self._folder / plan.key)
+            own = {
+                **labels,
+                **self._labels,
+                ROLE: WIRE,
+                BOX_LABEL: owner,
+                PROXY_LABEL: plan.key,
+                NUMBER_LABEL: str(number),
+            }
+            holder = await self._engine.create(wire_name(owner), plans.holder_spec(image, own, hostname))
+        await self._engine.start(holder)
+        box, gate = await self._namespace(holder), await self._namespace(proxy)
+        await namespaces.connect(box, plans.WIRE, gate, plans.proxy_end(number))
+        await namespaces.configure(gate, plans.wiring_at_proxy(number))
+        await namespaces.configure(box, plans.wiring_at_box(number))
+        return Wire(container=holder, environment=plans.proxy_environment())
+
+    async def _proxy(self, network: Network, image: str) -> tuple[ProxyPlan, str]:
+        """The running proxy of `network`, made if need be; its container's id."""
+        plan = ProxyPlan(
+            network=network,
+            uplink=self._settings.uplink or await self._own_uplink(),
+            dns=self._settings.dns,
+            own=await namespaces.own_addresses(),
+            owner=self._labels,
+            image=image,
+        )
+        found = await self._engine.inspect(plan.name)
+        if found is not None and found.running and await asyncio.to_thread(notes.is_wired, self._folder / plan.key):
+            return plan, found.id
+        try:
+            return plan, await self._make_proxy(plan, found)
+        except BaseException:
+            await finish(self._end(plan.key))
+            raise
+
+    async def _make_proxy(self, plan: ProxyPlan, old: ContainerState | None) -> str:
+        if old is not None:
+            log.warning("the proxy %s had ended: boxes that used it have lost their network", plan.name)
+            await self._engine.remove(old.id)
+        folder = self._folder / plan.key
+        await asyncio.to_thread(notes.prepare, folder, plan)
+        labels = {**self._labels, ROLE: PROXY, PROXY_LABEL: plan.key}
+        proxy = await self._engine.create(plan.name, plans.proxy_spec(plan, plan.image, folder, labels))
+        await self._engine.start(proxy)
+        namespace = await self._namespace(proxy)
+        await namespaces.guard(namespace, plans.firewall(plan))
+        await namespaces.configure(namespace, plans.proxy_wiring())
+        await asyncio.to_thread(notes.mark_wired, folder)
+        await self._serving(proxy)
+        return proxy
+
+    async def _serving(self, proxy: str) -> None:
+        """Returns when squid and dnsmasq listen. Raises StartFailed with the end of their words."""
+        deadline = time.monotonic() + READY_S
+        while time.monotonic() < deadline:
+            state = await self._engine.inspect(proxy)
+            if state is None or not state.running:
+                break
+            if await asyncio.to_thread(notes.listens, state.pid):
+                return
+            await asyncio.sleep(READY_LOOK_S)
+        tail = await self._engine.log_tail(proxy, 20)
+        raise StartFailed(f"the network's proxy did not come up: {tail[-800:]}")
+
+    async def _end_unused(self) -> None:
+        used = {entry.labels.get(PROXY_LABEL) for entry in await self.owners()}
+        left = {
+            entry.labels.get(PROXY_LABEL, "") for entry in await self._engine.containers({**self._labels, ROLE: PROXY})
+        }
+        left |= set(await asyncio.to_thread(notes.keys, self._folder, self._use))
+        for key in sorted(left - used):
+            await self._end(key)
+        if left <= used or self._settings.uplink:
+            return
+        await self._remove_own_uplink()
+
+    async def _end(self, key: str) -> None:
+        proxy = await self._engine.inspect(plans.proxy_name(key))
+        if proxy is not None:
+            await self._engine.remove(proxy.id)
+        await asyncio.to_thread(shutil.rmtree, self._folder / key, ignore_errors=True)
+
+    async def _own_uplink(self) -> str:
+        name = plans.uplink_name(self._settings.deployment, self._settings.host_id, self._use)
+        if not await self._engine.has_network(name):
+            await self._engine.create_network(name, self._labels)
+        return name
+
+    async def _remove_own_uplink(self) -> None:
+        await self._engine.remove_network(
+            plans.uplink_name(self._settings.deployment, self._settings.host_id, self._use)
+        )
+
+    async def _holder(self, owner: str) -> ContainerState | None:
+        """Ours alone: a container of that name with other labels is nobody's business of ours."""
+        state = await self._engine.inspect(wire_name(owner))
+        if state is None or any(state.labels.get(key) != value for key, value in {**self._labels, ROLE: WIRE}.items()):
+            return None
+        return state
+
+    async def _namespace(self, container: str) -> Path:
+        path = await self._engine.namespace(container)
+        if path is None or not await asyncio.to_thread(path.exists):
+            raise StartFailed("the engine shows no network namespace of a container; does it run on this machine?")
+        return path
+
+    async def _image(self) -> str:
+        image = await self._engine.image(EGRESS)
+        if image is None:
+            raise Misconfigured(
+                f"a network allow-list needs the image {EGRESS}: make it with `make images`, or sandbox_images/build"
+            )
+        return image.id
+
+
+def wire_name(owner: str) -> str:
+    return container_name(SandboxId(owner)) + "-net"
