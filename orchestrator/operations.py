@@ -55,6 +55,22 @@ class Exec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """Run `script` in the named shell of the box (`[0-9a-zA-Z_-]{1,32}`), which is started at the first use of its name.
+
+    `tty`, `rows` and `columns` hold from that first use on.
+    """
+
+    name: str
+    script: str
+    timeout_s: float
+    tty: bool = False
+    rows: int = 24
+    columns: int = 80
+    output_limit_bytes: int = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Read:
     path: str
     offset_bytes: int = 0
@@ -164,7 +180,7 @@ class Freeze:
     """Kill every command of the box and refuse new operations."""
 
 
-Operation = Exec | Read | Write | Edit | List | Glob | Search | Note | Put | Get | Delta | Freeze
+Operation = Exec | Session | Read | Write | Edit | List | Glob | Search | Note | Put | Get | Delta | Freeze
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +207,42 @@ class ExecResult:
     stderr: Output = Output()
     events: bytes = b""
     events_cut: bool = False
+
+
+class Started(StrEnum):
+    """Whether a call began in a fresh shell."""
+
+    NO = "no"
+    FIRST = "first"
+    AGAIN = "again"
+    """An earlier shell of that name is gone, with what it held."""
+
+
+class SessionFate(StrEnum):
+    """What became of the shell by the end of the call."""
+
+    KEPT = "kept"
+    RESTARTED = "restarted"
+    """It had to be killed; a fresh one has the working directory, exported variables and (bash) functions of before the call."""
+    LOST = "lost"
+    """It had to be killed; the next call begins in a fresh one."""
+    ENDED = "ended"
+    """By the script's or somebody else's doing; the next call begins in a fresh one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionResult:
+    """`exit_code` is the script's, or where the session ended the shell's; None when there is neither. `signal`: what ended the shell."""
+
+    exit_code: int | None
+    signal: str | None = None
+    timed_out: bool = False
+    cancelled: bool = False
+    oom_killed: bool = False
+    killed_all: bool = False
+    started: Started = Started.NO
+    fate: SessionFate = SessionFate.KEPT
+    output: Output = Output()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,6 +351,7 @@ class Failure:
 
 OperationResult = (
     ExecResult
+    | SessionResult
     | ReadResult
     | WriteResult
     | EditResult

@@ -41,6 +41,7 @@ from orchestrator.operations import (
     Put,
     Read,
     Search,
+    Session,
     Write,
 )
 
@@ -75,6 +76,7 @@ class AgentClient:
         self._transport = Transport(socket)
         self._explain_loss = explain_loss
         self._boot_id: str | None = None
+        self._protocol = ""
         self._fence: dict[str, str] = {}
 
     @property
@@ -130,7 +132,7 @@ class AgentClient:
     ) -> OperationResult:
         """See `interfaces.Sandbox`. Raises RolloutClosed for a new operation in a frozen box. ValueError for values out of their range."""
         match op:
-            case Exec() | Read() | Write() | Edit() | List() | Glob() | Search() | Note():
+            case Exec() | Session() | Read() | Write() | Edit() | List() | Glob() | Search() | Note():
                 return await self._journaled(op, op_id, deadline, call)
             case Put():
                 return await self._put(op, deadline)
@@ -149,6 +151,8 @@ class AgentClient:
     ) -> OperationResult:
         if (call is None) != (op_id.number != 0):
             raise ValueError("operation 0 of a call carries its header, and no other one does")
+        if isinstance(op, Session) and self._protocol == "1":
+            return NO_SESSIONS
         body: bytes | None = wire.encode_request(op, call)
         if body is not None and len(body) > MAX_BODY_BYTES:
             return Failure(code=FailureCode.TOO_LARGE, message="an operation carries at most 4 MiB, as base64")
@@ -215,6 +219,7 @@ class AgentClient:
             raise await self._explain_loss() from None
         if self._boot_id is not None and reply.boot_id != self._boot_id:
             raise await self._explain_loss()
+        self._protocol = reply.protocol
         if reply.status not in (200, 202, 422):
             raise await self._error(reply)
         return reply
@@ -228,6 +233,10 @@ class AgentClient:
         kind = ERRORS.get(code, AgentProtocolError)
         return kind(f"the box's agent refused: {message} ({code})")
 
+
+NO_SESSIONS = Failure(
+    code=FailureCode.CANNOT_START, message="this box is from before named sessions; run the command without one"
+)
 
 ERRORS: dict[str, type[TiltyardError]] = {
     "stale_epoch": StaleLease,

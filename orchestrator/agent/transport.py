@@ -10,7 +10,8 @@ import aiohttp
 
 from orchestrator.errors import AgentProtocolError
 
-PROTOCOL = "1"
+PROTOCOLS = frozenset({"1", "2"})
+"""Versions that this host speaks: a box may outlive a host's upgrade. 2 is 1 and the operation `session`."""
 CHUNK_BYTES = 256 * 1024
 KEEPALIVE_S = 20
 """Less than the agent's 30 s, so that it is we who let go of a connection that is not used."""
@@ -31,6 +32,7 @@ class Reply:
     status: int
     boot_id: str
     body: bytes
+    protocol: str
 
 
 class Transport:
@@ -99,10 +101,13 @@ class Transport:
         async with session.request(
             method, f"http://agent{path}", headers=headers, data=data, allow_redirects=False
         ) as response:
-            if response.headers.get("Tiltyard-Protocol") != PROTOCOL:
+            protocol = response.headers.get("Tiltyard-Protocol", "")
+            if protocol not in PROTOCOLS:
                 raise AgentProtocolError("the box's agent speaks another version of the protocol")
             boot_id = response.headers.get("Tiltyard-Boot", "")
-            return Reply(status=response.status, boot_id=boot_id, body=await _read(response, limit_bytes))
+            return Reply(
+                status=response.status, boot_id=boot_id, body=await _read(response, limit_bytes), protocol=protocol
+            )
 
     async def aclose(self) -> None:
         self._closed = True

@@ -37,11 +37,15 @@ from orchestrator.operations import (
     ReadResult,
     Search,
     SearchResult,
+    Session,
+    SessionFate,
+    SessionResult,
+    Started,
     Write,
     WriteResult,
 )
 
-Journaled = Exec | Read | Write | Edit | List | Glob | Search | Note
+Journaled = Exec | Session | Read | Write | Edit | List | Glob | Search | Note
 """Operations that run once per id. The others are the host's own."""
 
 MAX_EVENT_BYTES = 4 * 1024 * 1024
@@ -54,6 +58,7 @@ MAX_PATH = 128 * 256 * 4
 
 KINDS: dict[str, type[Journaled]] = {
     "exec": Exec,
+    "session": Session,
     "read": Read,
     "write": Write,
     "edit": Edit,
@@ -73,6 +78,8 @@ def encode_operation(op: Journaled) -> dict[str, JsonValue]:
     match op:
         case Exec():
             return _encode_exec(op)
+        case Session():
+            return _encode_session(op)
         case Read():
             return {"type": "read", "path": op.path, "offset_bytes": op.offset_bytes, "limit_bytes": op.limit_bytes}
         case Write():
@@ -117,6 +124,19 @@ def _encode_exec(op: Exec) -> dict[str, JsonValue]:
         "merge_stderr": op.merge_stderr,
         "principal": op.principal,
         "events": op.events,
+    }
+
+
+def _encode_session(op: Session) -> dict[str, JsonValue]:
+    return {
+        "type": "session",
+        "name": op.name,
+        "script": op.script,
+        "tty": op.tty,
+        "rows": op.rows,
+        "columns": op.columns,
+        "timeout_s": op.timeout_s,
+        "output_limit_bytes": op.output_limit_bytes,
     }
 
 
@@ -176,6 +196,8 @@ def _decode_kind(f: Fields, op: Journaled) -> OperationResult:
     match op:
         case Exec():
             return _decode_exec(f, op)
+        case Session():
+            return _decode_session(f, op)
         case Read():
             return ReadResult(
                 data=f.blob("data_b64", op.limit_bytes),
@@ -218,6 +240,24 @@ def _decode_exec(f: Fields, op: Exec) -> ExecResult:
         stderr=_decode_output(f.take("stderr"), limit),
         events=f.blob("events_b64", MAX_EVENT_BYTES),
         events_cut=f.flag("events_cut"),
+    )
+
+
+def _decode_session(f: Fields, op: Session) -> SessionResult:
+    try:
+        started, fate = Started(f.text("started", 16)), SessionFate(f.text("session", 16))
+    except ValueError:
+        raise f.wrong("started or session") from None
+    return SessionResult(
+        exit_code=f.maybe_integer("exit_code"),
+        signal=f.maybe_text("signal", 32),
+        timed_out=f.flag("timed_out"),
+        cancelled=f.flag("cancelled"),
+        oom_killed=f.flag("oom_killed"),
+        killed_all=f.flag("killed_all"),
+        started=started,
+        fate=fate,
+        output=_decode_output(f.take("output"), op.output_limit_bytes),
     )
 
 

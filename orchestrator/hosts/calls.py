@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from orchestrator import failpoints
@@ -11,6 +11,7 @@ from orchestrator.hosts.events import Call, Verdict
 from orchestrator.interfaces import Sandbox, Tool
 from orchestrator.models import (
     Arguments,
+    BoxEnd,
     CallRecord,
     CallRequest,
     OpId,
@@ -20,15 +21,20 @@ from orchestrator.models import (
     ToolReply,
     canonical_json,
 )
-from orchestrator.operations import Exec, Note, NoteResult, Operation, OperationResult
+from orchestrator.operations import Exec, Note, NoteResult, Operation, OperationResult, Session
 from orchestrator.tools.arguments import parse
 from orchestrator.tools.registry import unknown
 
-DEAD_REPLY = ToolReply(
-    text="Error: the sandbox of this rollout has died: it ran out of memory or was brought down by a command."
-    " No further tool call can run in it.",
-    is_error=True,
-)
+_DEATHS: Mapping[BoxEnd, str] = {
+    BoxEnd.OVER_DISK: "has been ended: it took more disk than its limit.",
+}
+
+
+def dead_reply(end: BoxEnd | None) -> ToolReply:
+    how = _DEATHS.get(end or BoxEnd.AGENT_KILLED, "has died: it ran out of memory or was brought down by a command.")
+    return ToolReply(
+        text=f"Error: the sandbox of this rollout {how} No further tool call can run in it.", is_error=True
+    )
 
 
 def exhausted_reply(budget: int) -> ToolReply:
@@ -107,10 +113,12 @@ def rejoined(pending: PendingCall, rollout: RolloutKey) -> CallRequest:
     )
 
 
-async def reply_to(entry: Entry, call: Call, *, sandbox: Sandbox | None, task: Task, slack_s: float) -> ToolReply:
+async def reply_to(
+    entry: Entry, call: Call, *, sandbox: Sandbox | None, died: BoxEnd | None, task: Task, slack_s: float
+) -> ToolReply:
     """Run the call, or say why it does not run. Raises what the sandbox raises; SandboxLost when it does not answer in time."""
     if call.verdict is Verdict.DEAD:
-        return DEAD_REPLY
+        return dead_reply(died)
     if call.verdict is Verdict.EXHAUSTED:
         return exhausted_reply(task.max_calls)
     match entry.plan:
@@ -144,7 +152,7 @@ def record_of(entry: Entry, call: Call, reply: ToolReply, *, started_at: float) 
 
 def span_s(op: Operation) -> float:
     """How long an operation may take by its own word."""
-    return op.timeout_s if isinstance(op, Exec) else 0.0
+    return op.timeout_s if isinstance(op, Exec | Session) else 0.0
 
 
 class Context:

@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"time"
 )
 
-const protocolVersion = 1
+// protocolVersion 2 is 1 and the operation `session`.
+const protocolVersion = 2
 
 // agent owns everything a box has running.
 type agent struct {
@@ -24,6 +26,7 @@ type agent struct {
 	reaper   *reaper
 	killer   *killer
 	commands *commands
+	sessions *sessions
 	registry *registry
 	cgroup   *cgroup
 	kernel   kernel
@@ -36,11 +39,17 @@ const fileThreads = 4
 
 // newAgent makes folders, threads and the journal; it must run before the socket is there.
 func newAgent(config *Config) (*agent, error) {
-	a := &agent{config: config, bootID: rand.Text(), started: time.Now(), commands: newCommands(), cgroup: openCgroup(), kernel: readKernel()}
+	a := &agent{
+		config: config, bootID: rand.Text(), started: time.Now(), commands: newCommands(), sessions: newSessions(),
+		cgroup: openCgroup(), kernel: readKernel(),
+	}
 	if err := os.MkdirAll(config.TrustedDir, 0o755); err != nil {
 		return nil, err
 	}
 	if err := os.Chmod(config.TrustedDir, 0o755); err != nil {
+		return nil, err
+	}
+	if err := makeScripts(config); err != nil {
 		return nil, err
 	}
 	j, err := openJournal(config.StateDir, config.JournalLimit)
@@ -53,6 +62,15 @@ func newAgent(config *Config) (*agent, error) {
 	}
 	a.registry = newRegistry(j)
 	return a, a.openTools()
+}
+
+// makeScripts makes the folder that sessions' shells read scripts from: to be entered by all, listed and written by the agent alone.
+func makeScripts(config *Config) error {
+	folder := filepath.Join(filepath.Dir(config.Socket), scriptsName)
+	if err := os.MkdirAll(folder, 0o711); err != nil {
+		return err
+	}
+	return os.Chmod(folder, 0o711)
 }
 
 func (a *agent) openTools() (err error) {
@@ -76,8 +94,11 @@ func (a *agent) nextTag() uint32 { return tagBase + a.tags.Add(1)%tagRange }
 // start runs an operation to its end, whoever listens.
 func (a *agent) start(state *opState, op operation) {
 	var out *capture
-	if command, is := op.(*execOp); is {
-		out = newCapture(command.OutputLimit, command.OutputLimit/2)
+	switch op := op.(type) {
+	case *execOp:
+		out = newCapture(op.OutputLimit, op.OutputLimit/2)
+	case *sessionOp:
+		out = newCapture(op.OutputLimit, op.OutputLimit/2)
 	}
 	cancel := a.registry.watch(state, out)
 	a.trimmer.begin()
@@ -108,6 +129,8 @@ func (a *agent) perform(op operation, out *capture, cancel <-chan struct{}) any 
 			return refused
 		}
 		return a.runExec(op, out, cancel)
+	case *sessionOp:
+		return a.runSession(op, out, cancel)
 	}
 	var result any
 	a.crew.as(a.config.UID(0), func() { result = a.onFiles(op) })

@@ -5,21 +5,27 @@ import (
 	"sync"
 )
 
-// commands are the execs that run now.
-type commands struct {
-	mu      sync.Mutex
-	running map[*command]bool // true: condemned, all commands of its uid are being killed
+// runner is something that runs as a uid; when everybody's must be killed, all commands die with it.
+type runner interface {
+	uid() int
+	everybodys() bool
 }
 
-func newCommands() *commands { return &commands{running: map[*command]bool{}} }
+// commands are the execs and session calls that run now.
+type commands struct {
+	mu      sync.Mutex
+	running map[runner]bool // true: condemned, all commands of its uid are being killed
+}
 
-func (s *commands) add(c *command) {
+func newCommands() *commands { return &commands{running: map[runner]bool{}} }
+
+func (s *commands) add(c runner) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.running[c] = false
 }
 
-func (s *commands) remove(c *command) {
+func (s *commands) remove(c runner) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.running, c)
@@ -27,17 +33,17 @@ func (s *commands) remove(c *command) {
 
 // condemn marks every running command that ends because this one could not be ended alone: those of its uid, and for a trusted
 // one, which the agent's own uid runs, all there are.
-func (s *commands) condemn(culprit *command) {
+func (s *commands) condemn(culprit runner) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.running {
-		if culprit.op.Trusted || c.uid() == culprit.uid() {
+		if culprit.everybodys() || c.uid() == culprit.uid() {
 			s.running[c] = true
 		}
 	}
 }
 
-func (s *commands) condemned(c *command) bool {
+func (s *commands) condemned(c runner) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.running[c]

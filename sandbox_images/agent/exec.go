@@ -154,6 +154,8 @@ func (c *command) livingPid() int {
 	return c.pid
 }
 
+func (c *command) everybodys() bool { return c.op.Trusted }
+
 func (c *command) uid() int {
 	if c.op.Trusted {
 		return os.Getuid()
@@ -180,7 +182,7 @@ func (c *command) start() *Failure {
 		c.abandon()
 		return refusal
 	}
-	attr := &syscall.ProcAttr{Dir: directory, Env: flatten(env), Files: files, Sys: c.credentials()}
+	attr := &syscall.ProcAttr{Dir: directory, Env: flatten(env), Files: files, Sys: a.credentials(c.uid(), c.tag)}
 	pid, status, err := a.reaper.spawn(program, c.op.Argv, attr)
 	if err != nil {
 		c.abandon()
@@ -191,16 +193,15 @@ func (c *command) start() *Failure {
 	return nil
 }
 
-func (c *command) credentials() *syscall.SysProcAttr {
+// credentials put a process into a session of its own, as that uid, with the tag.
+func (a *agent) credentials(uid int, tag uint32) *syscall.SysProcAttr {
 	sys := &syscall.SysProcAttr{Setsid: true}
-	config := c.agent.config
-	if config.OneUID {
+	if a.config.OneUID {
 		return sys
 	}
-	uid := uint32(c.uid())
-	sys.Credential = &syscall.Credential{Uid: uid, Gid: uid}
-	if c.agent.killer.tags {
-		sys.Credential.Groups = []uint32{c.tag}
+	sys.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}
+	if a.killer.tags {
+		sys.Credential.Groups = []uint32{tag}
 	}
 	return sys
 }
@@ -272,20 +273,30 @@ func pipe(childWrites bool) (child, mine *os.File, err error) {
 	return os.NewFile(uintptr(ends[yours]), "theirs"), os.NewFile(uintptr(ends[ours]), "ours"), nil
 }
 
-// environment is the box's own, then the operation's; nothing of the agent's.
+// environment is the box's own; nothing of the agent's.
+func (a *agent) environment(tag uint32) map[string]string {
+	env := map[string]string{"HOME": a.config.Home}
+	maps.Copy(env, a.config.Env)
+	if !a.killer.tags {
+		env[markName] = strconv.FormatUint(uint64(tag), 10)
+	}
+	return env
+}
+
+// environment is the box's, then the operation's; the mark is neither's.
 func (c *command) environment() map[string]string {
 	config := c.agent.config
-	env := map[string]string{"HOME": config.Home}
-	maps.Copy(env, config.Env)
+	env := c.agent.environment(c.tag)
+	mark, marked := env[markName]
 	maps.Copy(env, c.op.Env)
+	if marked {
+		env[markName] = mark
+	}
 	if c.op.Trusted {
 		env["TILTYARD_WORKSPACE"] = config.Workspace
 		env["TILTYARD_TRUSTED_DIR"] = config.TrustedDir
 		env["TILTYARD_UID_BASE"] = strconv.Itoa(config.UIDBase)
 		env["TILTYARD_UID_COUNT"] = strconv.Itoa(config.UIDCount)
-	}
-	if !c.agent.killer.tags {
-		env[markName] = strconv.FormatUint(uint64(c.tag), 10)
 	}
 	return env
 }

@@ -40,9 +40,11 @@ type killOrder struct {
 
 // tree names one command: the group it carries, its first process while that lives, the mark in its environment.
 type tree struct {
-	tag  uint32
-	root func() int // 0 once it was reaped
-	uid  int
+	tag      uint32
+	root     func() int // 0 once it was reaped
+	uid      int
+	spared   map[int]bool // processes that, with all that descends from them, are not meant, the first process apart
+	keepRoot bool         // the first process itself is not meant, what it started is
 }
 
 func newKiller(config *Config) (*killer, error) {
@@ -91,7 +93,9 @@ func (k *killer) sweep(t tree, limit time.Duration) bool {
 	stopped := map[int]bool{}
 	pause := 100 * time.Microsecond
 	for time.Now().Before(deadline) {
-		alive := members(k.proc.scan(), func(p process) bool { return stopped[p.pid] && !k.tags || k.belongs(p, t) })
+		all := k.proc.scan()
+		alive := members(all, func(p process) bool { return stopped[p.pid] && !k.tags || k.belongs(p, t) })
+		alive = t.meant(all, alive)
 		if len(alive) == 0 {
 			return true
 		}
@@ -112,6 +116,18 @@ func (k *killer) sweep(t tree, limit time.Duration) bool {
 		pause = min(2*pause, 5*time.Millisecond)
 	}
 	return false
+}
+
+// meant leaves out of the tree what is to live on.
+func (t tree) meant(all, alive []process) []process {
+	if t.spared == nil {
+		return alive
+	}
+	root, kept := t.root(), map[int]bool{}
+	for _, p := range members(all, func(p process) bool { return t.spared[p.pid] && p.pid != root }) {
+		kept[p.pid] = true
+	}
+	return slices.DeleteFunc(alive, func(p process) bool { return kept[p.pid] || t.keepRoot && p.pid == root })
 }
 
 func (k *killer) belongs(p process, t tree) bool {

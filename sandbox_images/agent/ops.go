@@ -15,6 +15,7 @@ const (
 	maxTimeout      = 86400.0
 	maxListEntries  = 10_000
 	maxPatternBytes = 4096
+	maxSessionName  = 32
 )
 
 // operation is one of the closed set below. Its JSON (names in declaration order) is what a replay is compared with, so what
@@ -32,6 +33,15 @@ type execOp struct {
 	Principal   int
 	Trusted     bool
 	Events      bool
+}
+
+type sessionOp struct {
+	Name          string
+	Script        string
+	TTY           bool
+	Rows, Columns int
+	Timeout       float64 `json:"-"`
+	OutputLimit   int
 }
 
 type readOp struct {
@@ -77,6 +87,7 @@ type noteOp struct {
 type refusedOp struct{ Kind, Reason string }
 
 func (*execOp) kind() string      { return "exec" }
+func (*sessionOp) kind() string   { return "session" }
 func (*readOp) kind() string      { return "read" }
 func (*writeOp) kind() string     { return "write" }
 func (*editOp) kind() string      { return "edit" }
@@ -158,7 +169,7 @@ func parseOperation(raw []byte) (operation, error) {
 	}
 	kind := f.required("type")
 	parse, known := map[string]func(*fields) operation{
-		"exec": parseExec, "read": parseRead, "write": parseWrite, "edit": parseEdit, "list": parseList,
+		"exec": parseExec, "session": parseSession, "read": parseRead, "write": parseWrite, "edit": parseEdit, "list": parseList,
 		"glob": parseGlob, "search": parseSearch, "note": parseNote,
 	}[kind]
 	if !known {
@@ -190,6 +201,22 @@ func parseExec(f *fields) operation {
 		delete(f.raw, "principal")
 	} else {
 		op.Principal = int(f.integer("principal", 0, 0, 65535))
+	}
+	return op
+}
+
+func parseSession(f *fields) operation {
+	op := &sessionOp{
+		Name:        f.required("name"),
+		Script:      f.required("script"),
+		TTY:         f.flag("tty", false),
+		Rows:        int(f.integer("rows", 24, 1, 1000)),
+		Columns:     int(f.integer("columns", 80, 1, 1000)),
+		Timeout:     f.seconds("timeout_s", maxTimeout),
+		OutputLimit: int(f.integer("output_limit_bytes", 65536, 0, maxOutputBytes)),
+	}
+	if len(op.Name) > maxSessionName || !isWord(op.Name) {
+		f.fail("name", "1 to 32 of 0-9a-zA-Z_-")
 	}
 	return op
 }
@@ -276,15 +303,23 @@ func parseNote(f *fields) operation {
 
 var errBadID = errors.New("operations are named {call_key}/{n}: 1 to 64 of 0-9a-zA-Z_- and a decimal from 0")
 
+// isWord tells whether the text is of 0-9a-zA-Z_- and not empty.
+func isWord(text string) bool {
+	for _, r := range text {
+		if !strings.ContainsRune("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_-", r) {
+			return false
+		}
+	}
+	return text != ""
+}
+
 // parseID splits the path's last two parts.
 func parseID(key, number string) (int, error) {
 	if len(key) == 0 || len(key) > 64 || len(number) == 0 || len(number) > 6 {
 		return 0, errBadID
 	}
-	for _, r := range key {
-		if !strings.ContainsRune("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_-", r) {
-			return 0, errBadID
-		}
+	if !isWord(key) {
+		return 0, errBadID
 	}
 	n := 0
 	for _, r := range number {

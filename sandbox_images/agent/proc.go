@@ -45,6 +45,24 @@ func (t *procTable) scan() []process {
 	return found
 }
 
+// pids are those of every process but ourselves.
+func (t *procTable) pids() map[int]bool {
+	found := map[int]bool{}
+	fd, err := openAt(t.fd, ".", syscall.O_RDONLY|syscall.O_DIRECTORY, 0)
+	if err != nil {
+		return found
+	}
+	defer syscall.Close(fd)
+	self := syscall.Getpid()
+	_ = eachEntry(fd, func(name string, _ byte) error {
+		if pid, err := strconv.Atoi(name); err == nil && pid != self {
+			found[pid] = true
+		}
+		return nil
+	})
+	return found
+}
+
 func (t *procTable) read(pid int) (process, bool) {
 	fd, err := openAt(t.fd, strconv.Itoa(pid)+"/status", syscall.O_RDONLY, 0)
 	if err != nil {

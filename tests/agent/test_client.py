@@ -88,7 +88,7 @@ async def test_the_control(tmp_path: Path) -> None:
 
 LIES = {
     "no HTTP": b"HELLO\r\n\r\n",
-    "another protocol": reply(DONE, protocol="2"),
+    "another protocol": reply(DONE, protocol="3"),
     "no protocol": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
     "not JSON": reply(b"x"),
     "not a reply": reply(b"{}"),

@@ -46,7 +46,7 @@ async def ask(box: Box, method: str, path: str, body: object = None, **headers: 
     data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
     reply = await talk(box, request(method, path, data, fenced(box, **headers)))
     head, _, content = reply.partition(b"\r\n\r\n")
-    assert b"Tiltyard-Protocol: 1" in head
+    assert b"Tiltyard-Protocol: 2" in head
     assert b"Tiltyard-Boot: " in head
     return int(head.split(b" ")[1]), json.loads(content)
 

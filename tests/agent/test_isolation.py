@@ -86,7 +86,7 @@ grep -c . /etc/shadow 2>/dev/null || echo refused
 async def test_the_container_wide_posture_is_told(box: Box) -> None:
     health = await box.client.health()
     posture = health.posture
-    assert (health.protocol, health.mode) == (1, "split")
+    assert (health.protocol, health.mode) == (2, "split")
     assert (posture.agent_uid, posture.command_uid) == (0, box.uid)
     assert posture.capabilities == "00000000000000e0", "all others were given up, although the agent began with them"
     assert posture.no_new_privs
