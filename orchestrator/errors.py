@@ -15,7 +15,8 @@
     |  |- AgentProtocolError          the box is hostile or broken: treated as lost
     |  `- ReplayDiverged              a tool was not deterministic
     |- SandboxDead                  the box died by the model's doing: 200 text, its grade is the floor
-    |  `- SandboxOutOfMemory          it ran out of memory
+    |  |- SandboxOutOfMemory          it ran out of memory
+    |  `- SandboxOverDisk             it took more disk than its limit, where a watch holds it to that
     |- RolloutClosed                5xx: expired, lost, released or never to be scored
     |- GraderError                  500, not remembered
     |- RepositoryError              5xx on a trainer's route, with the fix in words
@@ -184,6 +185,10 @@ class SandboxDead(TiltyardError):
 
 class SandboxOutOfMemory(SandboxDead):
     """The box died of memory."""
+
+
+class SandboxOverDisk(SandboxDead):
+    """The box took more disk than its limit and was ended for it: where no kernel limit stops it, a watch does."""
 
 
 class RolloutClosed(TiltyardError):

@@ -6,7 +6,7 @@ Nothing here knows where the evidence came from or what became of the box. A fai
 import math
 from collections.abc import Mapping
 
-from orchestrator.errors import GraderError, SandboxDead, TiltyardError
+from orchestrator.errors import GraderError, SandboxDead, SandboxOverDisk, TiltyardError
 from orchestrator.interfaces import Bench, Grader
 from orchestrator.models import BoxEnd, Evidence, Finding, Grade, Outcome, Reward, RewardRange
 
@@ -16,6 +16,7 @@ MAX_FINDINGS = 100
 
 _FAULTS: Mapping[BoxEnd, str] = {
     BoxEnd.DIED_OF_MEMORY: "the sandbox ran out of memory",
+    BoxEnd.OVER_DISK: "the sandbox took more disk than its limit",
     BoxEnd.AGENT_KILLED: "the sandbox was brought down from inside",
 }
 
@@ -34,12 +35,18 @@ async def grade_rollout(grader: Grader, bench: Bench, *, graded_at: float) -> Re
         grade = await grader.grade(bench)
     except SandboxDead as error:
         finding = Finding(code="grading_box_died", detail=error.message)
-        return _floor(bench, Outcome.AGENT_FAULT, "grading ran out of memory", finding, graded_at=graded_at)
+        return _floor(bench, Outcome.AGENT_FAULT, _in_grading(error), finding, graded_at=graded_at)
     except TiltyardError:
         raise
     except Exception as error:
         raise GraderError(f"grader {grader.name} failed: {type(error).__name__}") from error
     return reward_of(grade, evidence, bench.task.reward, graded_at=graded_at)
+
+
+def _in_grading(error: SandboxDead) -> str:
+    return (
+        "grading took more disk than the limit" if isinstance(error, SandboxOverDisk) else "grading ran out of memory"
+    )
 
 
 def reward_of(grade: Grade, evidence: Evidence, reward_range: RewardRange, *, graded_at: float) -> Reward:

@@ -80,6 +80,7 @@ class BoxEnd(StrEnum):
     NEVER_OPENED = "never_opened"
     DIED_OF_MEMORY = "died_of_memory"
     AGENT_KILLED = "agent_killed"
+    OVER_DISK = "over_disk"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from orchestrator.errors import AgentProtocolError, SandboxDead, SandboxLost, SandboxOutOfMemory, StartFailed
+from orchestrator.errors import (
+    AgentProtocolError,
+    SandboxDead,
+    SandboxLost,
+    SandboxOutOfMemory,
+    SandboxOverDisk,
+    StartFailed,
+)
 from orchestrator.hosts.parts import WORKDIR, Parts
 from orchestrator.hosts.rollout import Rollout
 from orchestrator.interfaces import Blobs, Sandbox
@@ -98,7 +105,12 @@ async def _quiet(rollout: Rollout, timeout_s: float) -> None:
 
 
 def end_of(error: SandboxDead) -> BoxEnd:
-    return BoxEnd.DIED_OF_MEMORY if isinstance(error, SandboxOutOfMemory) else BoxEnd.AGENT_KILLED
+    match error:
+        case SandboxOutOfMemory():
+            return BoxEnd.DIED_OF_MEMORY
+        case SandboxOverDisk():
+            return BoxEnd.OVER_DISK
+    return BoxEnd.AGENT_KILLED
 
 
 class Own:

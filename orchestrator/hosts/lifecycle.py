@@ -23,7 +23,7 @@ from orchestrator.errors import (
 )
 from orchestrator.grading import grade_rollout
 from orchestrator.hosts.bench import HostBench
-from orchestrator.hosts.calls import DEAD_REPLY, Entry, Runnable, record_of, reply_to
+from orchestrator.hosts.calls import Entry, Runnable, dead_reply, record_of, reply_to
 from orchestrator.hosts.events import (
     Action,
     BoxChosen,
@@ -188,14 +188,15 @@ class Lifecycle:
             used = rollout.sandbox
             try:
                 try:
-                    return await reply_to(entry, call, sandbox=used, task=rollout.task, slack_s=slack_s)
+                    died = rollout.state.died
+                    return await reply_to(entry, call, sandbox=used, died=died, task=rollout.task, slack_s=slack_s)
                 except SandboxLost as error:
                     if not retry or isinstance(error, AgentProtocolError):
                         raise
                     await self._reattach(rollout, used)
             except SandboxDead as error:
                 self.post(rollout, BoxDied(end=end_of(error)))
-                return DEAD_REPLY
+                return dead_reply(end_of(error))
         raise AssertionError("unreachable")  # pragma: no cover
 
     async def _reattach(self, rollout: Rollout, used: Sandbox | None) -> None:

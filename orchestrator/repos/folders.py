@@ -16,20 +16,23 @@ import structlog
 from orchestrator.errors import Misconfigured, StartFailed
 from orchestrator.interfaces import Template
 from orchestrator.models import SandboxId
+from orchestrator.repos.space import Space
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,99}")
 BOXES = "boxes"
 RECORD = "box.json"
+OVERFULL = "overfull"
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoxRecord:
-    """What is written beside a box for whoever finds it later. `expires_at` is wall-clock seconds."""
+    """What is written beside a box for whoever finds it later. `expires_at` is wall-clock seconds; `space` is there where it is watched."""
 
     template: str | None
     expires_at: float | None
+    space: Space | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +76,15 @@ class BoxFolder:
     def lower(self, number: int) -> Path:
         return self.root / f"lower{number}"
 
-    def record(self, template: Template | None, expires_at: float | None) -> None:
+    @property
+    def overfull(self) -> Path:
+        """A mark: the box took more than its space and was ended for it."""
+        return self.root / OVERFULL
+
+    def record(self, template: Template | None, expires_at: float | None, space: Space | None = None) -> None:
         """Write `box.json`."""
-        text = json.dumps({"template": template.key if template else None, "expires_at": expires_at})
+        limits = [space.bytes, space.inodes] if space else None
+        text = json.dumps({"template": template.key if template else None, "expires_at": expires_at, "space": limits})
         (self.root / RECORD).write_text(text, encoding="utf-8")
 
 
@@ -105,9 +114,14 @@ def read_record(folder: Path) -> BoxRecord | None:
     except (OSError, ValueError):
         return None
     template, expires_at = raw.get("template"), raw.get("expires_at")
+    space: Space | None = None
+    match raw.get("space"):
+        case [int(in_bytes), int(inodes)]:
+            space = Space(bytes=in_bytes, inodes=inodes)
     return BoxRecord(
         template=template if isinstance(template, str) else None,
         expires_at=float(expires_at) if isinstance(expires_at, int | float) else None,
+        space=space,
     )
 
 

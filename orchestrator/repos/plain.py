@@ -5,6 +5,7 @@ The engine mounts the overlay (a volume of type overlay), so that the repository
 
 import os
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from anyio import CapacityLimiter
@@ -15,6 +16,7 @@ from orchestrator.models import Limits, SandboxId
 from orchestrator.repos import folders
 from orchestrator.repos.folders import BoxFolder
 from orchestrator.repos.locks import NamedLocks
+from orchestrator.repos.space import held, limit_of
 from orchestrator.repos.threads import finish
 from orchestrator.repos.works import WorkPool
 from orchestrator.repos.workspace import HostPath, OverlayVolume, Workspace, check_state_dir, remove_stale
@@ -23,13 +25,14 @@ PARALLEL = 4
 
 
 class PlainWorkspaces:
-    """See `orchestrator.repos.workspace.Workspaces`. `capped` is False: `usage_bytes` is what a watcher reads."""
+    """See `orchestrator.repos.workspace.Workspaces`. `capped` is False: `orchestrator.repos.watch` ends boxes that outgrow their limits."""
 
     def __init__(self, state_dir: Path, deployment: str) -> None:
         own = check_state_dir(state_dir) / folders.check_name(deployment, "deployment")
         self._boxes = own / folders.BOXES
         self._works = WorkPool(own / "works")
         self._limiter = CapacityLimiter(PARALLEL)
+        self._looking = CapacityLimiter(1)
         self._locks = NamedLocks()
 
     async def prepare(
@@ -41,7 +44,7 @@ class PlainWorkspaces:
         async with self._locks[sandbox_id]:
             await finish(self._limiter, folders.refuse_existing, box)
             try:
-                await finish(self._limiter, self._prepare, box, template, expires_at)
+                await finish(self._limiter, self._prepare, box, template, limits, expires_at)
             except OSError as error:
                 await finish(self._limiter, self._remove, box)
                 raise StartFailed(f"the box's folders could not be made: {error.strerror}") from error
@@ -68,10 +71,23 @@ class PlainWorkspaces:
         box = folders.box_folder(self._boxes, sandbox_id)
         return await finish(self._limiter, folders.disk_usage_bytes, box.writable)
 
-    def _prepare(self, box: BoxFolder, template: Template | None, expires_at: float | None) -> None:
+    async def overfull(self) -> Sequence[SandboxId]:
+        """See `orchestrator.repos.watch.Watched`. One look at a time, beside everything else that is done here."""
+        return await finish(self._looking, self._overfull)
+
+    async def was_overfull(self, sandbox_id: SandboxId) -> bool:
+        """Whether a look, of this process or an earlier one, found the box beyond its limits."""
+        box = folders.box_folder(self._boxes, sandbox_id)
+        return await finish(self._limiter, box.overfull.exists)
+
+    def _overfull(self) -> Sequence[SandboxId]:
+        names = sorted(os.listdir(self._boxes)) if self._boxes.is_dir() else []
+        return [SandboxId(name) for name in names if _outgrown(BoxFolder(self._boxes / name))]
+
+    def _prepare(self, box: BoxFolder, template: Template | None, limits: Limits, expires_at: float | None) -> None:
         self._boxes.mkdir(parents=True, exist_ok=True, mode=0o700)
         box.root.mkdir(mode=0o700)
-        box.record(template, expires_at)
+        box.record(template, expires_at, limit_of(limits))
         box.writable.mkdir(mode=0o755)
         self._works.take(box.work)
         for folder, mode in ((box.agent, 0o755), (box.upper, 0o755), (box.tmp, 0o1777), (box.home, 0o755)):
@@ -86,6 +102,18 @@ class PlainWorkspaces:
             raise SandboxError(
                 f"files of box {box.root.name} belong to another user ({error.strerror}): remove its container and volume first"
             ) from error
+
+
+def _outgrown(box: BoxFolder) -> bool:
+    """The mark stays until the box is removed: who asks why it ended must hear it."""
+    if box.overfull.exists():
+        return True
+    record = folders.read_record(box.root)
+    if record is None or record.space is None or held(box.writable, record.space).within(record.space):
+        return False
+    with suppress(FileNotFoundError):  # it is being removed
+        box.overfull.touch()
+    return box.overfull.exists()
 
 
 def _described(sandbox_id: SandboxId, box: BoxFolder, template: Template | None) -> Workspace:

@@ -94,6 +94,10 @@ class Engine:
                 raise EngineUnavailable(f"the engine did not remove a container within {self._timeout_s:g} s")
             await asyncio.sleep(REMOVAL_POLL_S)
 
+    async def kill(self, container: str) -> None:
+        """End its processes; gone or ended already is fine."""
+        await self._call(lambda api: _killed(api, container))
+
     async def memory_share(self, container: str) -> float:
         """What its processes hold for good, as a share of its limit; page cache does not count. 0.0 where the engine does not say."""
         found = await self._call(lambda api: api.stats(container, stream=False, one_shot=True))
@@ -279,6 +283,16 @@ def _removed(api: APIClient, container: str) -> bool:
             return False
         raise
     return True
+
+
+def _killed(api: APIClient, container: str) -> None:
+    try:
+        api.kill(container)
+    except NotFound:
+        return
+    except APIError as error:
+        if error.status_code != CONFLICT:  # it runs no more
+            raise
 
 
 def _pauses() -> Iterator[float]:

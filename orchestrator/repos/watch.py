@@ -1,0 +1,45 @@
+"""Ends boxes that outgrow their disk limit where no kernel limit holds them: the form without root."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import structlog
+
+from orchestrator.errors import TiltyardError
+from orchestrator.models import SandboxId
+
+PERIOD_S = 1.0
+REST = 3.0
+"""Times a look's own length that is waited after it: looking takes at most a quarter of one core, however many boxes there are."""
+
+log = structlog.get_logger(__name__)
+
+
+class Watched(Protocol):
+    """Workspaces whose space is watched and not capped."""
+
+    async def overfull(self) -> Sequence[SandboxId]:
+        """Look at every box: those beyond their limits, now or at an earlier look. They are marked before this returns."""
+        ...
+
+
+async def watch_space(
+    workspaces: Watched, end: Callable[[SandboxId], Awaitable[None]], *, period_s: float = PERIOD_S
+) -> None:
+    """Until cancelled. `end` stops a box's processes and leaves its files; it is called again while it raises one of our errors."""
+    ended: set[SandboxId] = set()
+    while True:
+        began = time.monotonic()
+        found = await workspaces.overfull()
+        ended &= set(found)
+        for sandbox_id in set(found) - ended:
+            log.warning("box_over_its_disk", sandbox=sandbox_id)
+            try:
+                await end(sandbox_id)
+            except TiltyardError as error:
+                log.warning("box_not_ended", sandbox=sandbox_id, error=error.message)
+            else:
+                ended.add(sandbox_id)
+        await asyncio.sleep(max(period_s, REST * (time.monotonic() - began)))
