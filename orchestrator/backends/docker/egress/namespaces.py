@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from orchestrator.egress.addresses import refused
 from orchestrator.errors import Misconfigured, StartFailed
 
 COMMANDS = ("ip", "iptables-restore", "nsenter")
@@ -47,9 +48,10 @@ async def guard(namespace: Path, rules: str) -> None:
 
 
 async def own_addresses() -> tuple[str, ...]:
-    """This machine's addresses of both families, in order. Raises StartFailed."""
+    """This machine's addresses that lie in no refused range, in order. Raises StartFailed."""
     found = json.loads(await _run("ip", "-json", "address", "show"))
-    return tuple(sorted({str(each["local"]) for link in found for each in link.get("addr_info", [])}))
+    here = {str(each["local"]) for link in found for each in link.get("addr_info", [])}
+    return tuple(sorted(address for address in here if not refused(address)))
 
 
 async def _run(*command: str, given: str = "") -> str:

@@ -192,6 +192,8 @@ def firewall(plan: ProxyPlan) -> str:
         f"-A OUTPUT -o b+ -s {GATE} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
         f"-A OUTPUT -o lo -d {ENGINE_DNS} -j ACCEPT",
         f"-A OUTPUT -o lo -s {ENGINE_DNS} -j ACCEPT",
+        # squid talks to its helper over loopback; a service would listen on a port below these.
+        "-A OUTPUT -o lo -s 127.0.0.1 -d 127.0.0.1 -p tcp --sport 32768: --dport 32768: -j ACCEPT",
     ]
     for resolver in plan.dns:
         lines += [
