@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,6 +16,7 @@ from orchestrator.agent.config import RUN_DIR, AgentConfig
 from orchestrator.backends.docker.agent_binary import install_agent
 from orchestrator.backends.docker.ends import classify_end
 from orchestrator.backends.docker.engine import Engine
+from orchestrator.backends.docker.egress.control import BOXES, Egress
 from orchestrator.backends.docker.facts import ContainerState
 from orchestrator.backends.docker.finish import finish
 from orchestrator.backends.docker.settings import DockerSettings, engine_socket
@@ -23,6 +25,7 @@ from orchestrator.backends.docker.spec import (
     ROLE,
     Body,
     BoxPlan,
+    HOSTNAME,
     agent_config,
     check_spec,
     container_name,
@@ -34,7 +37,9 @@ from orchestrator.backends.docker.spec import (
 from orchestrator.backends.seccomp import profile
 from orchestrator.errors import Misconfigured, SandboxDead, SandboxError, SandboxLost, StartFailed, TiltyardError
 from orchestrator.interfaces import Capacity, OwnedSandbox, Sandbox, SandboxSpec, Scope
-from orchestrator.models import SandboxId
+from orchestrator.models import NetworkAttempt, SandboxId
+from orchestrator.repos.plain import PlainWorkspaces
+from orchestrator.repos.watch import watch_space
 from orchestrator.repos.workspace import OverlayVolume, Workspaces
 
 log = logging.getLogger(__name__)
@@ -79,6 +84,7 @@ class DockerBackend:
             await self._check_engine()
         except BaseException:
             await self.aclose()
+        self._egress = Egress(settings, self._engine, use=BOXES)
             raise
         return self
 
@@ -117,7 +123,7 @@ class DockerBackend:
         await finish(self._remove(sandbox_id))
 
     async def owned(self) -> Sequence[OwnedSandbox]:
-        """Every box of this deployment and host that left a container, a workspace, or both. Raises EngineUnavailable."""
+        """Every box of this deployment and host that left a container, a workspace, a wire, or several. Raises EngineUnavailable."""
         found = {name: OwnedSandbox(id=name, created_at=at, running=False) for name, at in self._making.items()}
         for name in await self._workspaces.owned():
             found.setdefault(name, OwnedSandbox(id=name, created_at=await self._made_at(name), running=False))
@@ -141,11 +147,18 @@ class DockerBackend:
                 "add it to /etc/docker/daemon.json, or set another"
             )
         if any("name=userns" in option or "name=rootless" in option for option in facts.security_options):
+    async def cut(self, sandbox_id: SandboxId) -> Sequence[NetworkAttempt]:
+        """See EgressControl."""
+        return await finish(self._egress.cut(sandbox_id))
+
             raise Misconfigured("the engine remaps users (userns-remap or rootless): workspaces would belong to nobody")
 
     async def _filter(self) -> str:
         """The system call filter, read once."""
         if self._seccomp is None:
+        for entry in await self._egress.wires():
+            name = SandboxId(entry.labels["tiltyard.sandbox"])
+            found.setdefault(name, OwnedSandbox(id=name, created_at=entry.created_at, running=False))
             self._seccomp = await asyncio.to_thread(profile, self._settings.seccomp_profile)
         return self._seccomp
 
@@ -213,6 +226,11 @@ class DockerBackend:
         except ValueError as error:
             raise Misconfigured("the state folder's path is too long for a unix socket below it") from error
 
+        if plan.spec.network.allow:
+            wire = await self._egress.join(
+                plan.sandbox_id, plan.spec.network, hostname=HOSTNAME, labels=plan.spec.labels
+            )
+            plan = replace(plan, wire=wire)
     async def _explain_loss(self, sandbox_id: SandboxId) -> TiltyardError:
         """Why a box does not answer. The agent's silence comes a moment before the engine knows of its end."""
         try:
@@ -241,7 +259,7 @@ class DockerBackend:
         return state
 
     async def _remove(self, sandbox_id: SandboxId) -> None:
-        """Container, then volume, then workspace: each holds the one before it."""
+        """Container, then network, volume and workspace: each is held by the container."""
         own = await self._own(sandbox_id)
         if own is not None:
             await self._engine.remove(own.id)
@@ -289,3 +307,4 @@ def three_quarters_of_memory_mib() -> int:
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 3 // 4 // 1024
     raise Misconfigured("/proc/meminfo names no MemTotal: set memory_limit_mib")
+        await self._egress.leave(sandbox_id)

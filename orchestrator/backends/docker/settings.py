@@ -31,6 +31,10 @@ class DockerSettings:
     """One engine request. A start under load takes seconds; an engine that is silent for longer is taken for gone."""
     lifetime_s: float = 86_400.0
     """Only sets the label by which a sweeper knows a box that its host surely forgot."""
+    egress_network: str = ""
+    """The engine's network by which the proxies of allow-lists go out; empty: one of our own, made when it is needed."""
+    egress_dns: tuple[str, ...] = ()
+    """Addresses of the resolvers that these proxies ask; empty: the engine's own."""
     agent_binary: Path | None = None
     """The in-box agent to copy from; None: the one that the package's build compiled for this machine."""
     seccomp_profile: Path | None = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.agent.config import RUN_DIR, AgentConfig
+from orchestrator.egress import names
 from orchestrator.errors import Misconfigured
 from orchestrator.interfaces import SandboxSpec
 from orchestrator.models import JsonValue, SandboxId
@@ -17,6 +18,7 @@ ROLE = "tiltyard.role"
 AGENT_PATH = "/tiltyard-agent"
 CONFIG_NAME = "config.json"
 HOME = "/home/agent"
+HOSTNAME = "sandbox"
 MIB = 1024 * 1024
 SANDBOX_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 """What container names, folders and labels can all carry."""
@@ -71,6 +73,14 @@ Body = dict[str, JsonValue]
 class BoxPlan:
     """Everything that `container_spec` decides from. Times are wall-clock seconds."""
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wire:
+    """A box's network, where it has one: the container whose namespace it joins, and what its commands are told of the proxy."""
+
+    container: str
+    environment: Mapping[str, str]
+
+
     sandbox_id: SandboxId
     spec: SandboxSpec
     workspace: Workspace
@@ -89,6 +99,7 @@ def container_name(sandbox_id: SandboxId) -> str:
     """The name by which destroy and attach find a box although the reply to its creation was lost."""
     return f"tiltyard-{sandbox_id}"
 
+    wire: Wire | None = None
 
 def one_uid(workspace: Workspace) -> bool:
     """Whether agent and commands must share a uid: the form without root grants no second one."""
@@ -104,8 +115,12 @@ def check_spec(sandbox_id: SandboxId, spec: SandboxSpec) -> None:
     """Raises Misconfigured for what this backend cannot honour; nothing is ever ignored."""
     if not SANDBOX_NAME.fullmatch(sandbox_id):
         raise Misconfigured("a sandbox id has 1 to 63 of a-z, 0-9, '_', '.', '-', and starts with a letter or digit")
-    if spec.network.allow:
-        raise Misconfigured("a network allow-list: boxes of the docker backend have none; leave it out")
+    try:
+        names.check(spec.network)
+    except ValueError as error:
+        raise Misconfigured(f"network: {error}") from error
+    if spec.network.allow and spec.grader:
+        raise Misconfigured("a network allow-list for a grading box: grading boxes have no network")
     if not spec.workdir.startswith("/") or "/../" in f"{spec.workdir}/" or spec.workdir.rstrip("/") in RESERVED_FOLDERS:
         raise Misconfigured(f"workdir {spec.workdir!r} must be an absolute path of its own in the box")
     reserved = sorted(key for key in spec.labels if key.startswith(LABEL_PREFIX))
@@ -137,7 +152,7 @@ def agent_config(plan: BoxPlan) -> AgentConfig:
         home=HOME,
         mode="one_uid" if one_uid(plan.workspace) else "split",
         allow_root_exec=plan.spec.grader,
-        env=box_environment(plan.image_environment),
+        env={**box_environment(plan.image_environment), **(plan.wire.environment if plan.wire else {})},
     )
 
 
@@ -157,7 +172,7 @@ def container_spec(plan: BoxPlan) -> Body:
     return {
         "Image": plan.image_id,
         "User": f"{uid}:{uid}" if shared else "0:0",
-        "Hostname": "sandbox",
+        **({} if plan.wire else {"Hostname": HOSTNAME}),
         "WorkingDir": "/",
         "Entrypoint": [AGENT_PATH],
         "Cmd": ["serve", "--config", f"{RUN_DIR}/{CONFIG_NAME}"],
@@ -197,10 +212,7 @@ def _isolation(plan: BoxPlan, shared: bool) -> dict[str, JsonValue]:
         "CapDrop": ["ALL"],
         "CapAdd": [] if shared else [*AGENT_CAPABILITIES],
         "SecurityOpt": ["no-new-privileges", f"seccomp={plan.seccomp}"],
-        "NetworkMode": "none",
-        # The engine would copy this machine's resolver into the box.
-        "Dns": ["127.0.0.1"],
-        "DnsSearch": ["."],
+        **network_mode(plan.wire),
         "IpcMode": "private",
         "CgroupnsMode": "private",
         "PidMode": "",
@@ -218,6 +230,14 @@ def _resources(plan: BoxPlan, shared: bool) -> dict[str, JsonValue]:
     file_bytes = max(limits.disk_mib * MIB, MIN_FILE_BYTES)
     ulimits = [("nofile", limits.open_files), ("core", 0), ("fsize", file_bytes)]
     if not shared:
+def network_mode(wire: Wire | None) -> Body:
+    """No network; or another container's, which then has the name and resolver, too."""
+    if wire is not None:
+        return {"NetworkMode": f"container:{wire.container}"}
+    # The engine would copy this machine's resolver into the box.
+    return {"NetworkMode": "none", "Dns": ["127.0.0.1"], "DnsSearch": ["."]}
+
+
         # Counts per uid over the whole machine: means what it says only where no neighbour shares the uid.
         ulimits.append(("nproc", limits.pids))
     return {

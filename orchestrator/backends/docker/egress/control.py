@@ -16,7 +16,8 @@ from orchestrator.backends.docker.egress.plans import ProxyPlan
 from orchestrator.backends.docker.engine import Engine
 from orchestrator.backends.docker.facts import ContainerState, ListedContainer
 from orchestrator.backends.docker.finish import finish
-from orchestrator.backends.docker.spec import ROLE, container_name, owner_labels
+from orchestrator.backends.docker.settings import DockerSettings
+from orchestrator.backends.docker.spec import ROLE, Wire, container_name, owner_labels
 from orchestrator.egress import attempts, names
 from orchestrator.errors import Misconfigured, SandboxLost, StartFailed, TiltyardError
 from orchestrator.models import Network, NetworkAttempt, SandboxId
@@ -36,29 +37,10 @@ READY_S = 30.0
 READY_LOOK_S = 0.05
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EgressSettings:
-    """`uplink`: the engine's network that proxies go out by, empty for one of our own; `dns`: resolvers, empty for the engine's."""
-
-    deployment: str
-    host_id: str
-    state_dir: Path
-    uplink: str = ""
-    dns: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wire:
-    """A box's network: the container whose namespace it joins, and what its commands are told."""
-
-    container: str
-    environment: Mapping[str, str]
-
-
 class Egress:
     """Of one use (boxes, set-up commands) of one host: proxies of two uses are never the same. The engine connection stays its maker's."""
 
-    def __init__(self, settings: EgressSettings, engine: Engine, *, use: str) -> None:
+    def __init__(self, settings: DockerSettings, engine: Engine, *, use: str) -> None:
         self._settings = settings
         self._engine = engine
         self._use = use
@@ -77,9 +59,9 @@ class Egress:
             raise Misconfigured(
                 f"a network allow-list needs {', '.join(missing)}: apt-get install iproute2 util-linux iptables"
             )
-        if self._settings.uplink and not await self._engine.has_network(self._settings.uplink):
+        if self._settings.egress_network and not await self._engine.has_network(self._settings.egress_network):
             raise Misconfigured(
-                f"egress_network names {self._settings.uplink!r}, which the engine does not have: docker network create it"
+                f"egress_network names {self._settings.egress_network!r}, which the engine does not have: docker network create it"
             )
         await self._image()
 
@@ -127,7 +109,7 @@ class Egress:
             await asyncio.to_thread(notes.forget, self._folder / key, number)
             await self._end_unused()
 
-    async def owners(self) -> Sequence[ListedContainer]:
+    async def wires(self) -> Sequence[ListedContainer]:
         """The holders; each names its box in `BOX_LABEL`."""
         return await self._engine.containers({**self._labels, ROLE: WIRE})
 
@@ -161,8 +143,8 @@ class Egress:
         """The running proxy of `network`, made if need be; its container's id."""
         plan = ProxyPlan(
             network=network,
-            uplink=self._settings.uplink or await self._own_uplink(),
-            dns=self._settings.dns,
+            uplink=self._settings.egress_network or await self._own_uplink(),
+            dns=self._settings.egress_dns,
             own=await namespaces.own_addresses(),
             owner=self._labels,
             image=image,
@@ -206,14 +188,14 @@ class Egress:
         raise StartFailed(f"the network's proxy did not come up: {tail[-800:]}")
 
     async def _end_unused(self) -> None:
-        used = {entry.labels.get(PROXY_LABEL) for entry in await self.owners()}
+        used = {entry.labels.get(PROXY_LABEL) for entry in await self.wires()}
         left = {
             entry.labels.get(PROXY_LABEL, "") for entry in await self._engine.containers({**self._labels, ROLE: PROXY})
         }
         left |= set(await asyncio.to_thread(notes.keys, self._folder, self._use))
         for key in sorted(left - used):
             await self._end(key)
-        if left <= used or self._settings.uplink:
+        if left <= used or self._settings.egress_network:
             return
         await self._remove_own_uplink()
 
