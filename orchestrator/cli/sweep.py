@@ -23,7 +23,7 @@ def deployments(settings: Settings) -> list[str]:
 
 async def _sweep(settings: Settings) -> int:
     with host_lock(settings.deployment_dir, settings.host_id):
-        async with engine(settings) as made:
+        async with engine(settings, starts_boxes=False) as made:
             owned = await made.backend.owned()
             for box in owned:
                 await made.backend.destroy(box.id)

@@ -4,7 +4,8 @@ import asyncio
 import functools
 import hashlib
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,18 +49,23 @@ class Engine:
     tidy: Callable[[], Awaitable[object]]
     """Removes what a killed server's set-up left; only under the host's lock."""
     memory_limit_mib: int
+    notices: tuple[str, ...] = ()
+    """What an operator must read at every start."""
     on_disk: bool = True
     """Whether boxes take space of the state folder's file system."""
 
 
 @asynccontextmanager
-async def engine(settings: Settings) -> AsyncIterator[Engine]:
-    """Raises Misconfigured, EngineUnavailable."""
+async def engine(settings: Settings, *, starts_boxes: bool = True) -> AsyncIterator[Engine]:
+    """`starts_boxes=False`: boxes are only looked at and removed, so that a runtime which is gone or refused hinders nobody.
+
+    Raises Misconfigured, EngineUnavailable.
+    """
     async with AsyncExitStack() as stack:
         if settings.backend == "fake":
             yield await _fake(settings)
         else:
-            yield await _docker(settings, stack)
+            yield await _docker(settings, stack, starts_boxes)
 
 
 class AnyImage:
@@ -84,17 +90,33 @@ async def _nothing() -> None:
     """The fake backend's set-up leaves nothing."""
 
 
-async def _docker(settings: Settings, stack: AsyncExitStack) -> Engine:
+async def _docker(settings: Settings, stack: AsyncExitStack, starts_boxes: bool) -> Engine:
     from orchestrator.backends.docker.backend import DockerBackend
     from orchestrator.backends.docker.images import DockerImages
 
     docker = docker_settings(settings)
     workspaces: Workspaces = make_workspaces(settings.state_dir, settings.deployment)
-    backend = await stack.enter_async_context(DockerBackend(docker, workspaces))
+    backend = DockerBackend(docker, workspaces)
+    if not starts_boxes:
+        stack.push_async_callback(backend.aclose)
+    else:
+        await stack.enter_async_context(backend)
     images = await stack.enter_async_context(DockerImages(docker))
     templates = TemplateCache(settings.deployment_dir / "cache", setup=images, images=images)
     capacity = await backend.capacity()
-    return Engine(backend=backend, templates=templates, tidy=images.sweep, memory_limit_mib=capacity.memory_mib)
+    return Engine(
+        backend=backend,
+        templates=templates,
+        tidy=images.sweep,
+        memory_limit_mib=capacity.memory_mib,
+        notices=backend.notices,
+    )
+
+
+def show(notices: Sequence[str]) -> None:
+    """So that it is read: on standard error, beside the log's own lines."""
+    for notice in notices:
+        print(f"tiltyard: WARNING: {notice}", file=sys.stderr, flush=True)
 
 
 def docker_settings(settings: Settings) -> "DockerSettings":
@@ -166,6 +188,7 @@ async def gateway(settings: Settings) -> AsyncIterator[App]:
         stack.enter_context(host_lock(settings.deployment_dir, settings.host_id))
         store = await stack.enter_async_context(SqlStore.open(settings.resolved_store_url()))
         made = await stack.enter_async_context(engine(settings))
+        show(made.notices)
         await made.tidy()
         await stack.enter_async_context(kept_tidy(settings, made.templates))
         host = await stack.enter_async_context(

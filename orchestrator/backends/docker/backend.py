@@ -13,12 +13,15 @@ from typing import Self
 from orchestrator.agent.binary import agent_binary
 from orchestrator.agent.client import AgentClient
 from orchestrator.agent.config import RUN_DIR, AgentConfig
+from orchestrator.agent.health import Kernel
+from orchestrator.backends.checks import Verdict
 from orchestrator.backends.docker.agent_binary import install_agent
 from orchestrator.backends.docker.ends import classify_end
 from orchestrator.backends.docker.engine import Engine
 from orchestrator.backends.docker.egress.control import BOXES, Egress
 from orchestrator.backends.docker.facts import ContainerState
 from orchestrator.backends.docker.finish import finish
+from orchestrator.backends.docker.runtimes import Kind, check_runtime, expected_kind, kernel_mismatch, look_up
 from orchestrator.backends.docker.settings import DockerSettings, engine_socket
 from orchestrator.backends.docker.spec import (
     CONFIG_NAME,
@@ -52,6 +55,7 @@ END_GRACE_S = 30.0
 """From an agent's last word to the engine's note of its end: milliseconds, but many seconds where a box of hundreds of processes dies of
 memory on a machine that is busy. Blame rests on it, so that it is long."""
 START_LOOK_S = 0.5
+MACHINE_KERNEL = Path("/proc/version")
 """How often a start that takes long is checked for a box that ended at once."""
 
 
@@ -86,6 +90,8 @@ class DockerBackend:
             await self.aclose()
         self._egress = Egress(settings, self._engine, use=BOXES)
             raise
+        self._kind: Kind | None = None
+        self._notices: tuple[str, ...] = ()
         return self
 
     async def __aexit__(
@@ -104,6 +110,11 @@ class DockerBackend:
             raise StartFailed(f"box {sandbox_id} is being made already")
         self._making[sandbox_id] = time.time()
         try:
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What an operator must read at every start: what is open although boxes are made."""
+        return self._notices
+
             async with asyncio.timeout_at(deadline), self._slots:
                 return await self._make(sandbox_id, spec, deadline)
         except TimeoutError:
@@ -139,13 +150,13 @@ class DockerBackend:
         memory_mib = self._settings.memory_limit_mib or await asyncio.to_thread(three_quarters_of_memory_mib)
         return Capacity(memory_mib=memory_mib, boxes=self._settings.max_boxes, start_slots=self._settings.start_slots)
 
-    async def _check_engine(self) -> None:
-        facts = await self._engine.facts()
-        if self._settings.runtime not in facts.runtimes:
-            raise Misconfigured(
-                f"the engine has no runtime {self._settings.runtime!r} (it has: {', '.join(facts.runtimes)}): "
-                "add it to /etc/docker/daemon.json, or set another"
-            )
+    async def _check_engine(self) -> Kind:
+        """What boxes must turn out to run on: before the first is made, whether or not the backend was entered."""
+        facts, runtime = await self._engine.facts(), self._settings.runtime
+        program = await look_up(runtime, facts)
+        check = check_runtime(runtime, facts, program, accept_old_runc=self._settings.accept_old_runc)
+        if check.verdict is Verdict.FAIL:
+            raise Misconfigured(f"{check.detail}: {check.fix}")
         if any("name=userns" in option or "name=rootless" in option for option in facts.security_options):
     async def cut(self, sandbox_id: SandboxId) -> Sequence[NetworkAttempt]:
         """See EgressControl."""
@@ -169,6 +180,11 @@ class DockerBackend:
         agent = await asyncio.to_thread(self._install_agent)
         now = time.time()
         expires_at = now + self._settings.lifetime_s
+        if check.verdict is Verdict.WARN:
+            log.warning("%s", check.detail)
+            self._notices = (check.detail,)
+        self._kind = expected_kind(runtime, program)
+        return self._kind
         workspace = await self._workspaces.prepare(sandbox_id, spec.template, spec.limits, expires_at=expires_at)
         plan = BoxPlan(
             sandbox_id=sandbox_id,
@@ -180,6 +196,7 @@ class DockerBackend:
             seccomp=await self._filter(),
             deployment=self._settings.deployment,
             host_id=self._settings.host_id,
+        kind = self._kind or await self._check_engine()
             runtime=self._settings.runtime,
             created_at=now,
             expires_at=expires_at,
@@ -195,6 +212,7 @@ class DockerBackend:
 
     async def _start(self, plan: BoxPlan, deadline: float) -> Sandbox:
         await asyncio.to_thread(_write_config, plan.workspace.agent_dir, agent_config(plan))
+            own_kernel=kind is Kind.GVISOR,
         mount = plan.workspace.workspace_mount
         if isinstance(mount, OverlayVolume):
             labels = {**self._labels, "tiltyard.sandbox": plan.sandbox_id}
@@ -212,7 +230,7 @@ class DockerBackend:
                 state = await self._engine.inspect(container)
                 if state is None or not state.running:
                     raise StartFailed(f"the box ended at its start, with status {state.exit_code if state else '?'}")
-            await answering
+            self._verify(plan, (await answering).kernel, state)
         except BaseException:
             answering.cancel()
             await asyncio.wait({answering})
@@ -224,6 +242,7 @@ class DockerBackend:
         try:
             return AgentClient(sandbox_id, agent_dir / SOCKET_NAME, explain_loss=lambda: self._explain_loss(sandbox_id))
         except ValueError as error:
+        state = await self._engine.inspect(container)
             raise Misconfigured("the state folder's path is too long for a unix socket below it") from error
 
         if plan.spec.network.allow:
@@ -239,6 +258,19 @@ class DockerBackend:
                 with suppress(TimeoutError):
                     own = await self._engine.wait_exit(own.id, deadline=time.monotonic() + END_GRACE_S)
             return await self._blame(own)
+    def _verify(self, plan: BoxPlan, kernel: Kernel, state: ContainerState | None) -> None:
+        """That a box runs under the runtime that was asked for, by the engine's word and by its kernel's (C26). Raises Misconfigured."""
+        if state is not None and state.runtime != plan.runtime:
+            raise Misconfigured(
+                f"the engine started a box under {state.runtime!r} where {plan.runtime!r} was asked for"
+            )
+        expected = Kind.GVISOR if plan.own_kernel else Kind.RUNC
+        wrong = kernel_mismatch(expected, MACHINE_KERNEL.read_text(encoding="utf-8").strip(), kernel)
+        if wrong:
+            raise Misconfigured(
+                f"the engine's runtime {plan.runtime!r} is not what its name says: a box started under it, and {wrong}"
+            )
+
         except SandboxError as error:
             return error
 

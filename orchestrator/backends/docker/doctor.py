@@ -1,7 +1,7 @@
 """What `tiltyard doctor` says of the engine: facts gathered in one place, verdicts by pure functions."""
 
+import asyncio
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,21 @@ from orchestrator.backends.checks import Check, fail, ok, warn
 from orchestrator.backends.docker import base_images
 from orchestrator.backends.docker.engine import Engine
 from orchestrator.backends.docker.facts import EngineFacts
+from orchestrator.backends.docker.runtimes import (
+    Kind,
+    Program,
+    check_runtime,
+    expected_kind,
+    look_up,
+    named_kind,
+    numbers,
+)
 from orchestrator.backends.docker.settings import DockerSettings, engine_socket
+from orchestrator.backends.seccomp import profile
 from orchestrator.errors import EngineUnavailable, Misconfigured
 
 MIN_API = (1, 41)
 """Docker 20.10: the first whose engine knows private cgroup namespaces and error numbers in seccomp profiles."""
-RUNC_FIXED = ((1, 2, 8), (1, 3, 3), (1, 4, 0))
-"""First runc of each line without CVE-2025-31133, -52565 and -52881 (races of masked paths and of writes below /proc)."""
 LEAST_FREE_BYTES = 5 * 1024**3
 """Images, templates and a few boxes; below it starts begin to fail with words that mislead."""
 
@@ -28,49 +36,11 @@ class Disk:
     free_bytes: int
 
 
-def numbers(version: str) -> tuple[int, ...]:
-    """The leading dotted numbers of a version: "1.1.5+ds1-1" -> (1, 1, 5); () where there are none."""
-    found = re.match(r"v?(\d+(?:\.\d+)*)", version)
-    return tuple(int(part) for part in found[1].split(".")) if found else ()
-
-
-def runc_is_fixed(version: str) -> bool:
-    """Whether this line of runc carries the fixes of November 2025. A distribution may have ported them to an older one: it cannot be seen."""
-    found = numbers(version)
-    if not found:
-        return False
-    for fixed in RUNC_FIXED:
-        if found[:2] == fixed[:2]:
-            return found >= fixed
-    return found > RUNC_FIXED[-1]
-
-
 def check_engine(facts: EngineFacts) -> Check:
     detail = f"Docker {facts.version}, API {facts.api_version}"
     if numbers(facts.api_version) < MIN_API:
         return fail("engine", f"{detail}: too old", "install Docker 20.10 or newer")
     return ok("engine", detail)
-
-
-def check_runtime(facts: EngineFacts, runtime: str) -> Check:
-    if runtime not in facts.runtimes:
-        known = ", ".join(facts.runtimes) or "none"
-        return fail(
-            "runtime",
-            f"the engine lacks {runtime!r}; it has: {known}",
-            "add it to /etc/docker/daemon.json, or set another",
-        )
-    if runtime != "runc":
-        return ok("runtime", runtime)
-    if not facts.runc_version:
-        return warn("runtime", "runc of unknown version", "see that it is 1.2.8, 1.3.3, 1.4.0 or newer")
-    if runc_is_fixed(facts.runc_version):
-        return ok("runtime", f"runc {facts.runc_version}")
-    return warn(
-        "runtime",
-        f"runc {facts.runc_version} predates the fixes of CVE-2025-31133, -52565, -52881, unless your distribution ported them",
-        "install runc 1.2.8, 1.3.3, 1.4.0 or newer, or set runtime to runsc (gVisor)",
-    )
 
 
 def check_limits_work(facts: EngineFacts) -> Check:
@@ -120,9 +90,13 @@ def check_user_namespaces(facts: EngineFacts) -> Check:
     return ok("user namespaces", "uids are the machine's; each box has a block of its own")
 
 
-def check_seccomp(facts: EngineFacts) -> Check:
+def check_seccomp(facts: EngineFacts, kind: Kind, broken: str) -> Check:
+    """`broken`: why the filter cannot be used, empty when it can."""
+    if broken:
+        return fail("seccomp", broken, "install tiltyard again, or unset what names another filter")
     if any("name=seccomp" in option for option in facts.security_options):
-        return ok("seccomp", "the engine applies our profile")
+        own = "the filter is gVisor's own, before the machine's kernel; ours is not applied in the box"
+        return ok("seccomp", own if kind is Kind.GVISOR else "the engine applies our filter")
     return fail(
         "seccomp",
         "the engine was built without seccomp",
@@ -155,13 +129,35 @@ def check_image(name: str, present: bool, current: bool) -> Check:
     return fail("image", f"{name} is missing", "sandbox_images/build")
 
 
-def verdicts(facts: EngineFacts, runtime: str, euid: int) -> list[Check]:
-    """All that follows from what the engine says of itself."""
+def check_runtimes_present(facts: EngineFacts) -> Check:
+    """Which of those that we know are there, whichever is set."""
+    named = ((name, named_kind(name)) for name in sorted(facts.runtimes))
+    known = [f"{name} ({kind})" for name, kind in named if kind is not Kind.OTHER]
+    others = sum(named_kind(name) is Kind.OTHER for name in facts.runtimes)
+    return ok("runtimes", ", ".join([*known, f"{others} more"] if others else known) or "none")
+
+
+def check_what_it_stops(kind: Kind) -> Check:
+    """What the chosen runtime leaves open, as one line to remember."""
+    if kind is Kind.GVISOR:
+        return ok(
+            "isolation", "gVisor: what is left open is its own kernel, its filter, and the processor's side channels"
+        )
+    return ok("isolation", "one kernel for machine and boxes: a hole in it that the filter leaves open is a way out")
+
+
+def verdicts(
+    facts: EngineFacts, settings: DockerSettings, program: Program, euid: int, broken_filter: str = ""
+) -> list[Check]:
+    """All that follows from what the engine and the runtime say of themselves."""
+    kind = expected_kind(settings.runtime, program)
     return [
         check_engine(facts),
-        check_runtime(facts, runtime),
+        check_runtime(settings.runtime, facts, program, accept_old_runc=settings.accept_old_runc),
+        check_runtimes_present(facts),
+        check_what_it_stops(kind),
         check_limits_work(facts),
-        check_seccomp(facts),
+        check_seccomp(facts, kind, broken_filter),
         check_user_namespaces(facts),
         check_live_restore(facts),
         check_storage(facts),
@@ -177,13 +173,23 @@ async def inspect_engine(settings: DockerSettings) -> Sequence[Check]:
         return [fail("engine", error.message, "unset DOCKER_HOST")]
     try:
         facts = await engine.facts()
-        checks = verdicts(facts, settings.runtime, os.geteuid())
+        program = await look_up(settings.runtime, facts)
+        broken = await asyncio.to_thread(_broken_filter, settings)
+        checks = verdicts(facts, settings, program, os.geteuid(), broken)
         checks += [check_disk(disk) for disk in _disks(settings.state_dir, facts.root_dir)]
         return checks + [await _image(engine, name) for name in base_images.NAMES]
     except EngineUnavailable as error:
         return [fail("engine", error.message, "systemctl start docker, or apt-get install docker.io")]
     finally:
         await engine.aclose()
+
+
+def _broken_filter(settings: DockerSettings) -> str:
+    try:
+        profile(settings.seccomp_profile)
+    except Misconfigured as error:
+        return error.message
+    return ""
 
 
 async def _image(engine: Engine, name: str) -> Check:

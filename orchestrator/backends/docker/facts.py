@@ -42,12 +42,20 @@ class ListedContainer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """A runtime as the engine has it. `path` is empty for one that is a containerd shim."""
+
+    path: str
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
     """What the engine says of itself, reduced to what we decide by."""
 
     version: str
     api_version: str
-    runtimes: tuple[str, ...]
+    runtimes: Mapping[str, Registration]
     runc_version: str
     cgroup_version: str
     live_restore: bool
@@ -123,13 +131,19 @@ def container_state(found: Mapping[str, Any]) -> ContainerState:
     )
 
 
+def registration(entry: Mapping[str, Any]) -> Registration:
+    """Engines since 23 give a path for what is registered by one, and a type for a shim."""
+    path = "" if entry.get("runtimeType") else str(entry.get("path") or "")
+    return Registration(path=path, arguments=tuple(str(word) for word in entry.get("runtimeArgs") or ()))
+
+
 def engine_facts(info: Mapping[str, Any], version: Mapping[str, Any]) -> EngineFacts:
     components = {part.get("Name"): str(part.get("Version", "")) for part in version.get("Components") or []}
     driver_status = {str(row[0]): str(row[1]) for row in info.get("DriverStatus") or []}
     return EngineFacts(
         version=str(version.get("Version", "")),
         api_version=str(version.get("ApiVersion", "")),
-        runtimes=tuple(sorted(info.get("Runtimes") or {})),
+        runtimes={str(name): registration(entry) for name, entry in (info.get("Runtimes") or {}).items()},
         runc_version=components.get("runc", ""),
         cgroup_version=str(info.get("CgroupVersion", "1")),
         live_restore=bool(info.get("LiveRestoreEnabled")),

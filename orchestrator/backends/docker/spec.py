@@ -27,6 +27,10 @@ AGENT_CAPABILITIES = ("KILL", "SETGID", "SETUID")
 """The agent steps down to the commands' uid and kills what runs as it; commands hold none of these."""
 AGENT_PIDS = 64
 """Threads of the agent and its runtime, beyond what commands may have: they cannot starve it."""
+GVISOR_PIDS, GVISOR_PIDS_PER_PROCESS = 256, 8
+"""gVisor's own threads and stub processes count in the machine's pids limit, and it ends when it can start none. Seen: 26 for an idle box, 2 more for
+each sleeping process, 4 more for each that starts others without end. What commands may start is bound by the process limit of their uid, which
+gVisor counts per box."""
 MIN_FILE_BYTES = 512 * MIB
 """The file size limit is inherited by commands from the agent, whose journal (256 MiB) must fit below it."""
 SHM_BYTES = 64 * MIB
@@ -91,6 +95,8 @@ class Wire:
     deployment: str
     host_id: str
     runtime: str
+    own_kernel: bool
+    """Whether the runtime gives a box a kernel of its own (gVisor), whose threads count in the machine's pids limit, and whose uids are the box's."""
     created_at: float
     expires_at: float
 
@@ -240,15 +246,22 @@ def network_mode(wire: Wire | None) -> Body:
 
         # Counts per uid over the whole machine: means what it says only where no neighbour shares the uid.
         ulimits.append(("nproc", limits.pids))
+    elif plan.own_kernel:
+        ulimits.append(("nproc", limits.pids + AGENT_PIDS))
     return {
         "Memory": memory_bytes,
         "MemorySwap": memory_bytes,
         "CpuPeriod": cpu_period_us(limits.cpus),
         "CpuQuota": max(CPU_LEAST_QUOTA_US, round(limits.cpus * cpu_period_us(limits.cpus))),
-        "PidsLimit": limits.pids + AGENT_PIDS,
+        "PidsLimit": pids_limit(limits.pids, plan.own_kernel),
         "ShmSize": SHM_BYTES,
         "Ulimits": [{"Name": name, "Soft": value, "Hard": value} for name, value in ulimits],
     }
+
+
+def pids_limit(pids: int, own_kernel: bool) -> int:
+    """Of the box's cgroup on this machine."""
+    return GVISOR_PIDS + GVISOR_PIDS_PER_PROCESS * pids if own_kernel else pids + AGENT_PIDS
 
 
 def cpu_period_us(cpus: float) -> int:

@@ -17,7 +17,7 @@ from orchestrator.cli.demo.cast import cast
 from orchestrator.cli.demo.play import Played, play_all
 from orchestrator.cli.demo.tasks import HISTORY, IMAGE, NEW, Source, fetch_source, measured_ids, task_rows, write_tasks
 from orchestrator.cli.tokens import entry
-from orchestrator.cli.wiring import engine
+from orchestrator.cli.wiring import engine, show
 from orchestrator.settings import Settings
 from orchestrator.telemetry import SecretRegistry, configure_logging
 from tool_gateway.auth import new_token
@@ -41,6 +41,8 @@ async def _demo(settings: Settings, console: Console) -> int:
 
 
 async def _play(settings: Settings, console: Console, folder: Path) -> int:
+    async with engine(settings) as made:
+        show(made.notices)
     columns = (TextColumn("{task.description:38}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         step = progress.add_task("fetching the releases", total=1)
@@ -94,7 +96,7 @@ def _token_file(folder: Path) -> tuple[str, Path]:
 
 async def leftovers(settings: Settings) -> tuple[str, ...]:
     """Boxes, mounts and folders that the stopped server left behind."""
-    async with engine(settings) as made:
+    async with engine(settings, starts_boxes=False) as made:
         return tuple(box.id for box in await made.backend.owned())
 
 

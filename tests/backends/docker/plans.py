@@ -39,6 +39,7 @@ def plan(*, shared: bool = False, spec: SandboxSpec = SPEC) -> BoxPlan:
         deployment="default",
         host_id="host-a",
         runtime="runc",
+        own_kernel=False,
         created_at=1_700_000_000.0,
         expires_at=1_700_086_400.0,
     )

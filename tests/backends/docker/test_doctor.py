@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.backends.checks import Verdict
+from orchestrator.backends.checks import Check, Verdict
 from orchestrator.backends.docker import doctor
-from orchestrator.backends.docker.facts import EngineFacts
+from orchestrator.backends.docker.facts import EngineFacts, Registration
+from orchestrator.backends.docker.runtimes import Kind, Program
 from orchestrator.backends.docker.settings import DockerSettings
 from tests.needs import needs
 
 GOOD = EngineFacts(
     version="29.4.3",
     api_version="1.52",
-    runtimes=("io.containerd.runc.v2", "runc", "runsc"),
+    runtimes={"io.containerd.runc.v2": Registration(path="runc"), "runc": Registration(path="runc")},
     runc_version="1.3.3",
     cgroup_version="2",
     live_restore=True,
@@ -29,21 +30,23 @@ GOOD = EngineFacts(
 )
 
 
-def verdict_of(facts: EngineFacts, name: str, runtime: str = "runc", euid: int = 0) -> Verdict:
-    return next(check.verdict for check in doctor.verdicts(facts, runtime, euid) if check.name == name)
+RUNC = Program(kind=Kind.RUNC, version="1.3.3")
+SETTINGS = DockerSettings(deployment="d", host_id="h", state_dir=Path("/nowhere"))
+
+
+def check_of(facts: EngineFacts, name: str, euid: int = 0, broken_filter: str = "") -> Check:
+    return next(check for check in doctor.verdicts(facts, SETTINGS, RUNC, euid, broken_filter) if check.name == name)
 
 
 def test_a_good_engine_has_nothing_to_mend() -> None:
-    assert {check.verdict for check in doctor.verdicts(GOOD, "runc", 0)} == {Verdict.OK}
+    assert {check.verdict for check in doctor.verdicts(GOOD, SETTINGS, RUNC, 0)} == {Verdict.OK}
 
 
 @pytest.mark.parametrize(
     ("facts", "name", "expected"),
     [
         (replace(GOOD, api_version="1.40"), "engine", Verdict.FAIL),
-        (replace(GOOD, runtimes=("runsc",)), "runtime", Verdict.FAIL),
-        (replace(GOOD, runc_version="1.1.5+ds1-1+deb12u1"), "runtime", Verdict.WARN),
-        (replace(GOOD, runc_version=""), "runtime", Verdict.WARN),
+        (replace(GOOD, runtimes={"io.containerd.runc.v2": Registration(path="runc")}), "runtime", Verdict.FAIL),
         (replace(GOOD, swap_limit=False), "cgroups", Verdict.FAIL),
         (replace(GOOD, pids_limit=False), "cgroups", Verdict.FAIL),
         (replace(GOOD, security_options=()), "seccomp", Verdict.FAIL),
@@ -54,32 +57,24 @@ def test_a_good_engine_has_nothing_to_mend() -> None:
     ],
 )
 def test_each_gap_is_told_with_its_fix(facts: EngineFacts, name: str, expected: Verdict) -> None:
-    assert verdict_of(facts, name) is expected
-    assert next(check.fix for check in doctor.verdicts(facts, "runc", 0) if check.name == name)
+    assert check_of(facts, name).verdict is expected
+    assert check_of(facts, name).fix
 
 
 def test_without_root_the_gaps_are_named() -> None:
-    assert verdict_of(GOOD, "rights", euid=1000) is Verdict.WARN
+    assert check_of(GOOD, "rights", euid=1000).verdict is Verdict.WARN
 
 
-@pytest.mark.parametrize(
-    ("version", "fixed"),
-    [
-        ("1.2.7", False),
-        ("1.2.8", True),
-        ("1.2.10", True),
-        ("1.3.2", False),
-        ("1.3.3", True),
-        ("1.4.0", True),
-        ("1.5.1", True),
-        ("2.0", True),
-        ("1.1.15", False),
-        ("v1.3.3+dev", True),
-        ("nonsense", False),
-    ],
-)
-def test_C8_the_runtimes_version_is_judged_by_line(version: str, fixed: bool) -> None:
-    assert doctor.runc_is_fixed(version) is fixed
+def test_a_filter_that_cannot_be_used_is_named() -> None:
+    check = check_of(GOOD, "seccomp", broken_filter="the system call filter /x.json cannot be read")
+    assert (check.verdict, "/x.json" in check.detail) == (Verdict.FAIL, True)
+
+
+def test_runtimes_that_are_there_are_listed() -> None:
+    more = {**GOOD.runtimes, "runsc": Registration(path="/usr/local/bin/runsc"), "kata": Registration(path="kata")}
+    assert (
+        check_of(replace(GOOD, runtimes=more), "runtimes").detail == "kata (Kata), runc (runc), runsc (gVisor), 1 more"
+    )
 
 
 def test_little_disk_is_told() -> None:
@@ -109,3 +104,12 @@ async def test_this_machines_engine_is_described(tmp_path: Path) -> None:
     assert checks["engine"].verdict is Verdict.OK
     assert checks["image"].verdict is Verdict.OK, checks["image"]
     assert "disk" in checks
+
+
+@pytest.mark.anyio
+@needs("docker")
+async def test_C3_a_missing_filter_is_told(tmp_path: Path) -> None:
+    settings = DockerSettings(deployment="d", host_id="h", state_dir=tmp_path, seccomp_profile=tmp_path / "none.json")
+    checks = {check.name: check for check in await doctor.inspect_engine(settings)}
+    assert checks["seccomp"].verdict is Verdict.FAIL
+    assert "none.json" in checks["seccomp"].detail
