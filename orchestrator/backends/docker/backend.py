@@ -16,19 +16,19 @@ from orchestrator.agent.config import RUN_DIR, AgentConfig
 from orchestrator.agent.health import Kernel
 from orchestrator.backends.checks import Verdict
 from orchestrator.backends.docker.agent_binary import install_agent
+from orchestrator.backends.docker.egress.control import BOXES, Egress
 from orchestrator.backends.docker.ends import classify_end
 from orchestrator.backends.docker.engine import Engine
-from orchestrator.backends.docker.egress.control import BOXES, Egress
 from orchestrator.backends.docker.facts import ContainerState
 from orchestrator.backends.docker.finish import finish
 from orchestrator.backends.docker.runtimes import Kind, check_runtime, expected_kind, kernel_mismatch, look_up
 from orchestrator.backends.docker.settings import DockerSettings, engine_socket
 from orchestrator.backends.docker.spec import (
     CONFIG_NAME,
+    HOSTNAME,
     ROLE,
     Body,
     BoxPlan,
-    HOSTNAME,
     agent_config,
     check_spec,
     container_name,
@@ -38,7 +38,15 @@ from orchestrator.backends.docker.spec import (
     volume_options,
 )
 from orchestrator.backends.seccomp import profile
-from orchestrator.errors import Misconfigured, SandboxDead, SandboxError, SandboxLost, StartFailed, TiltyardError
+from orchestrator.errors import (
+    Misconfigured,
+    SandboxDead,
+    SandboxError,
+    SandboxLost,
+    SandboxOverDisk,
+    StartFailed,
+    TiltyardError,
+)
 from orchestrator.interfaces import Capacity, OwnedSandbox, Sandbox, SandboxSpec, Scope
 from orchestrator.models import NetworkAttempt, SandboxId
 from orchestrator.repos.plain import PlainWorkspaces
@@ -47,6 +55,7 @@ from orchestrator.repos.workspace import OverlayVolume, Workspaces
 
 log = logging.getLogger(__name__)
 
+MACHINE_KERNEL = Path("/proc/version")
 SOCKET_NAME = "agent.sock"
 WORKSPACE_TRIES = 10
 WORKSPACE_PAUSE_S = 0.2
@@ -55,7 +64,6 @@ END_GRACE_S = 30.0
 """From an agent's last word to the engine's note of its end: milliseconds, but many seconds where a box of hundreds of processes dies of
 memory on a machine that is busy. Blame rests on it, so that it is long."""
 START_LOOK_S = 0.5
-MACHINE_KERNEL = Path("/proc/version")
 """How often a start that takes long is checked for a box that ended at once."""
 
 
@@ -76,10 +84,14 @@ class DockerBackend:
         self._body = body
         self._workspaces = workspaces
         self._engine = Engine(engine_socket(settings), timeout_s=settings.request_timeout_s)
+        self._egress = Egress(settings, self._engine, use=BOXES)
         self._slots = asyncio.Semaphore(settings.start_slots)
         self._labels = {**owner_labels(settings.deployment, settings.host_id), ROLE: "box"}
         self._making: dict[SandboxId, float] = {}
+        self._watch: asyncio.Task[None] | None = None
         self._seccomp: str | None = None
+        self._kind: Kind | None = None
+        self._notices: tuple[str, ...] = ()
 
     async def __aenter__(self) -> Self:
         """Raises Misconfigured when the engine cannot give what is set (C26) or the system call filter is not sound, EngineUnavailable."""
@@ -88,10 +100,9 @@ class DockerBackend:
             await self._check_engine()
         except BaseException:
             await self.aclose()
-        self._egress = Egress(settings, self._engine, use=BOXES)
             raise
-        self._kind: Kind | None = None
-        self._notices: tuple[str, ...] = ()
+        if isinstance(self._workspaces, PlainWorkspaces):
+            self._watch = asyncio.create_task(watch_space(self._workspaces, self._end), name="watch boxes' space")
         return self
 
     async def __aexit__(
@@ -99,8 +110,16 @@ class DockerBackend:
     ) -> None:
         await self.aclose()
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What an operator must read at every start: what is open although boxes are made."""
+        return self._notices
+
     async def aclose(self) -> None:
         """Idempotent."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait({self._watch})
         await self._engine.aclose()
 
     async def create(self, sandbox_id: SandboxId, spec: SandboxSpec, *, deadline: float) -> Sandbox:
@@ -110,11 +129,6 @@ class DockerBackend:
             raise StartFailed(f"box {sandbox_id} is being made already")
         self._making[sandbox_id] = time.time()
         try:
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """What an operator must read at every start: what is open although boxes are made."""
-        return self._notices
-
             async with asyncio.timeout_at(deadline), self._slots:
                 return await self._make(sandbox_id, spec, deadline)
         except TimeoutError:
@@ -126,18 +140,25 @@ class DockerBackend:
         """A box made earlier. Raises SandboxLost, SandboxDead, EngineUnavailable."""
         state = await self._own(sandbox_id)
         if state is None or not state.running:
-            raise await self._blame(state)
+            raise await self._over_disk(sandbox_id) or await self._blame(state)
         return self._client(sandbox_id, state.mounts[RUN_DIR])
 
     async def destroy(self, sandbox_id: SandboxId) -> None:
         """Idempotent, also beside others; begun, it goes to its end. Raises EngineUnavailable, SandboxError (still busy: try again)."""
         await finish(self._remove(sandbox_id))
 
+    async def cut(self, sandbox_id: SandboxId) -> Sequence[NetworkAttempt]:
+        """See EgressControl."""
+        return await finish(self._egress.cut(sandbox_id))
+
     async def owned(self) -> Sequence[OwnedSandbox]:
         """Every box of this deployment and host that left a container, a workspace, a wire, or several. Raises EngineUnavailable."""
         found = {name: OwnedSandbox(id=name, created_at=at, running=False) for name, at in self._making.items()}
         for name in await self._workspaces.owned():
             found.setdefault(name, OwnedSandbox(id=name, created_at=await self._made_at(name), running=False))
+        for entry in await self._egress.wires():
+            name = SandboxId(entry.labels["tiltyard.sandbox"])
+            found.setdefault(name, OwnedSandbox(id=name, created_at=entry.created_at, running=False))
         for entry in await self._engine.containers(self._labels):
             if entry.ending and await self._engine.inspect(entry.id) is None:
                 continue
@@ -158,18 +179,16 @@ class DockerBackend:
         if check.verdict is Verdict.FAIL:
             raise Misconfigured(f"{check.detail}: {check.fix}")
         if any("name=userns" in option or "name=rootless" in option for option in facts.security_options):
-    async def cut(self, sandbox_id: SandboxId) -> Sequence[NetworkAttempt]:
-        """See EgressControl."""
-        return await finish(self._egress.cut(sandbox_id))
-
             raise Misconfigured("the engine remaps users (userns-remap or rootless): workspaces would belong to nobody")
+        if check.verdict is Verdict.WARN:
+            log.warning("%s", check.detail)
+            self._notices = (check.detail,)
+        self._kind = expected_kind(runtime, program)
+        return self._kind
 
     async def _filter(self) -> str:
         """The system call filter, read once."""
         if self._seccomp is None:
-        for entry in await self._egress.wires():
-            name = SandboxId(entry.labels["tiltyard.sandbox"])
-            found.setdefault(name, OwnedSandbox(id=name, created_at=entry.created_at, running=False))
             self._seccomp = await asyncio.to_thread(profile, self._settings.seccomp_profile)
         return self._seccomp
 
@@ -177,14 +196,10 @@ class DockerBackend:
         image = await self._engine.image(spec.image)
         if image is None:
             raise Misconfigured(f"the engine has no image {spec.image!r}; nothing is pulled while tasks run")
+        kind = self._kind or await self._check_engine()
         agent = await asyncio.to_thread(self._install_agent)
         now = time.time()
         expires_at = now + self._settings.lifetime_s
-        if check.verdict is Verdict.WARN:
-            log.warning("%s", check.detail)
-            self._notices = (check.detail,)
-        self._kind = expected_kind(runtime, program)
-        return self._kind
         workspace = await self._workspaces.prepare(sandbox_id, spec.template, spec.limits, expires_at=expires_at)
         plan = BoxPlan(
             sandbox_id=sandbox_id,
@@ -196,8 +211,8 @@ class DockerBackend:
             seccomp=await self._filter(),
             deployment=self._settings.deployment,
             host_id=self._settings.host_id,
-        kind = self._kind or await self._check_engine()
             runtime=self._settings.runtime,
+            own_kernel=kind is Kind.GVISOR,
             created_at=now,
             expires_at=expires_at,
         )
@@ -211,8 +226,12 @@ class DockerBackend:
             raise
 
     async def _start(self, plan: BoxPlan, deadline: float) -> Sandbox:
+        if plan.spec.network.allow:
+            wire = await self._egress.join(
+                plan.sandbox_id, plan.spec.network, hostname=HOSTNAME, labels=plan.spec.labels
+            )
+            plan = replace(plan, wire=wire)
         await asyncio.to_thread(_write_config, plan.workspace.agent_dir, agent_config(plan))
-            own_kernel=kind is Kind.GVISOR,
         mount = plan.workspace.workspace_mount
         if isinstance(mount, OverlayVolume):
             labels = {**self._labels, "tiltyard.sandbox": plan.sandbox_id}
@@ -223,6 +242,7 @@ class DockerBackend:
 
     async def _ready(self, plan: BoxPlan, container: str, deadline: float) -> Sandbox:
         """The box, once its agent answers; a box that ended at once is not waited for."""
+        state = await self._engine.inspect(container)
         client = self._client(plan.sandbox_id, plan.workspace.agent_dir)
         answering = asyncio.create_task(client.wait_ready(deadline=deadline))
         try:
@@ -238,26 +258,6 @@ class DockerBackend:
             raise
         return client
 
-    def _client(self, sandbox_id: SandboxId, agent_dir: Path) -> AgentClient:
-        try:
-            return AgentClient(sandbox_id, agent_dir / SOCKET_NAME, explain_loss=lambda: self._explain_loss(sandbox_id))
-        except ValueError as error:
-        state = await self._engine.inspect(container)
-            raise Misconfigured("the state folder's path is too long for a unix socket below it") from error
-
-        if plan.spec.network.allow:
-            wire = await self._egress.join(
-                plan.sandbox_id, plan.spec.network, hostname=HOSTNAME, labels=plan.spec.labels
-            )
-            plan = replace(plan, wire=wire)
-    async def _explain_loss(self, sandbox_id: SandboxId) -> TiltyardError:
-        """Why a box does not answer. The agent's silence comes a moment before the engine knows of its end."""
-        try:
-            own = await self._own(sandbox_id)
-            if own is not None and own.running:
-                with suppress(TimeoutError):
-                    own = await self._engine.wait_exit(own.id, deadline=time.monotonic() + END_GRACE_S)
-            return await self._blame(own)
     def _verify(self, plan: BoxPlan, kernel: Kernel, state: ContainerState | None) -> None:
         """That a box runs under the runtime that was asked for, by the engine's word and by its kernel's (C26). Raises Misconfigured."""
         if state is not None and state.runtime != plan.runtime:
@@ -271,8 +271,32 @@ class DockerBackend:
                 f"the engine's runtime {plan.runtime!r} is not what its name says: a box started under it, and {wrong}"
             )
 
+    def _client(self, sandbox_id: SandboxId, agent_dir: Path) -> AgentClient:
+        try:
+            return AgentClient(sandbox_id, agent_dir / SOCKET_NAME, explain_loss=lambda: self._explain_loss(sandbox_id))
+        except ValueError as error:
+            raise Misconfigured("the state folder's path is too long for a unix socket below it") from error
+
+    async def _explain_loss(self, sandbox_id: SandboxId) -> TiltyardError:
+        """Why a box does not answer. The agent's silence comes a moment before the engine knows of its end."""
+        try:
+            own = await self._own(sandbox_id)
+            if own is not None and own.running:
+                with suppress(TimeoutError):
+                    own = await self._engine.wait_exit(own.id, deadline=time.monotonic() + END_GRACE_S)
+            return await self._over_disk(sandbox_id) or await self._blame(own)
         except SandboxError as error:
             return error
+
+    async def _end(self, sandbox_id: SandboxId) -> None:
+        """Of a box beyond its disk limit: its processes end, its removal is its owner's."""
+        await self._engine.kill(container_name(sandbox_id))
+
+    async def _over_disk(self, sandbox_id: SandboxId) -> SandboxOverDisk | None:
+        """What explains the end of a box that was found beyond its limit; None for every other."""
+        if isinstance(self._workspaces, PlainWorkspaces) and await self._workspaces.was_overfull(sandbox_id):
+            return SandboxOverDisk("the sandbox took more disk than its limit and was ended")
+        return None
 
     async def _blame(self, state: ContainerState | None) -> SandboxDead | SandboxLost:
         if state is None:
@@ -295,6 +319,7 @@ class DockerBackend:
         own = await self._own(sandbox_id)
         if own is not None:
             await self._engine.remove(own.id)
+        await self._egress.leave(sandbox_id)
         for volume in await self._engine.volumes({**self._labels, "tiltyard.sandbox": sandbox_id}):
             await self._engine.remove_volume(volume)
         await self._remove_workspace(sandbox_id)
@@ -339,4 +364,3 @@ def three_quarters_of_memory_mib() -> int:
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 3 // 4 // 1024
     raise Misconfigured("/proc/meminfo names no MemTotal: set memory_limit_mib")
-        await self._egress.leave(sandbox_id)

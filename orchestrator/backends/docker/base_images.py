@@ -16,7 +16,9 @@ RECIPE_LABEL = "tiltyard.recipe"
 BASE = "tiltyard/base:bookworm"
 PYTHON = "tiltyard/python:3.11"
 EGRESS = "tiltyard/egress:bookworm"
-NAMES = (BASE, PYTHON, EGRESS)
+BUSYBOX = "tiltyard/busybox:bookworm"
+"""A POSIX shell, its applets and nothing else: boxes must need no more of an image."""
+NAMES = (BASE, PYTHON, EGRESS, BUSYBOX)
 RECIPES = Path(sandbox_images.__file__).parent
 BOOTSTRAP_TIMEOUT_S = 900.0
 """Half a minute on a good line; a slow mirror takes many times that."""
@@ -45,6 +47,8 @@ def recipe(name: str, registry_base: str = "") -> Recipe:
         return Recipe(name=PYTHON, folder=RECIPES / "python", parent=BASE)
     if name == EGRESS:
         return Recipe(name=EGRESS, folder=RECIPES / "egress", parent=BASE)
+    if name == BUSYBOX:
+        return Recipe(name=BUSYBOX, folder=RECIPES / "busybox", parent=registry_base)
     raise Misconfigured(f"{name!r} is not one of tiltyard's own images: {', '.join(NAMES)}")
 
 

@@ -74,16 +74,16 @@ Body = dict[str, JsonValue]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BoxPlan:
-    """Everything that `container_spec` decides from. Times are wall-clock seconds."""
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Wire:
     """A box's network, where it has one: the container whose namespace it joins, and what its commands are told of the proxy."""
 
     container: str
     environment: Mapping[str, str]
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxPlan:
+    """Everything that `container_spec` decides from. Times are wall-clock seconds."""
 
     sandbox_id: SandboxId
     spec: SandboxSpec
@@ -99,13 +99,13 @@ class Wire:
     """Whether the runtime gives a box a kernel of its own (gVisor), whose threads count in the machine's pids limit, and whose uids are the box's."""
     created_at: float
     expires_at: float
+    wire: Wire | None = None
 
 
 def container_name(sandbox_id: SandboxId) -> str:
     """The name by which destroy and attach find a box although the reply to its creation was lost."""
     return f"tiltyard-{sandbox_id}"
 
-    wire: Wire | None = None
 
 def one_uid(workspace: Workspace) -> bool:
     """Whether agent and commands must share a uid: the form without root grants no second one."""
@@ -230,12 +230,6 @@ def _isolation(plan: BoxPlan, shared: bool) -> dict[str, JsonValue]:
     }
 
 
-def _resources(plan: BoxPlan, shared: bool) -> dict[str, JsonValue]:
-    limits = plan.spec.limits
-    memory_bytes = limits.memory_mib * MIB
-    file_bytes = max(limits.disk_mib * MIB, MIN_FILE_BYTES)
-    ulimits = [("nofile", limits.open_files), ("core", 0), ("fsize", file_bytes)]
-    if not shared:
 def network_mode(wire: Wire | None) -> Body:
     """No network; or another container's, which then has the name and resolver, too."""
     if wire is not None:
@@ -244,6 +238,12 @@ def network_mode(wire: Wire | None) -> Body:
     return {"NetworkMode": "none", "Dns": ["127.0.0.1"], "DnsSearch": ["."]}
 
 
+def _resources(plan: BoxPlan, shared: bool) -> dict[str, JsonValue]:
+    limits = plan.spec.limits
+    memory_bytes = limits.memory_mib * MIB
+    file_bytes = max(limits.disk_mib * MIB, MIN_FILE_BYTES)
+    ulimits = [("nofile", limits.open_files), ("core", 0), ("fsize", file_bytes)]
+    if not shared:
         # Counts per uid over the whole machine: means what it says only where no neighbour shares the uid.
         ulimits.append(("nproc", limits.pids))
     elif plan.own_kernel:

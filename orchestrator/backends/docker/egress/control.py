@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.backends.docker.base_images import EGRESS
@@ -24,6 +23,8 @@ from orchestrator.models import Network, NetworkAttempt, SandboxId
 
 log = logging.getLogger(__name__)
 
+BOXES, SETUP = "boxes", "setup"
+"""Uses."""
 PROXY, WIRE = "egress", "egress-wire"
 """Roles: a proxy; a holder of a box's network namespace."""
 PROXY_LABEL, NUMBER_LABEL, LIST_LABEL, USE_LABEL, BOX_LABEL = (
