@@ -174,6 +174,20 @@ class Templates(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """`exclusive`: the call waits for all earlier ones of the rollout, and later ones wait for it. Otherwise it is shared: it runs beside
+    other shared calls, but for those of the same `lane`, which run one after another as they came.
+    """
+
+    exclusive: bool = False
+    lane: str | None = None
+
+
+SHARED = Order()
+EXCLUSIVE = Order(exclusive=True)
+
+
 class CallContext(Protocol):
     """What a tool may touch. A tool is a deterministic function of its arguments and its operations' results (D6)."""
 
@@ -201,9 +215,8 @@ class Tool(Protocol):
     @property
     def schema(self) -> Mapping[str, JsonValue]: ...
 
-    @property
-    def exclusive(self) -> bool:
-        """True: calls of this tool wait for all earlier calls of the rollout, and later ones wait for it."""
+    def order(self, arguments: Arguments) -> Order:
+        """How a call with these arguments stands to the rollout's other calls. `arguments` already fit `schema`."""
         ...
 
     async def run(self, context: CallContext, arguments: Arguments) -> ToolReply:

@@ -12,7 +12,7 @@ import structlog
 
 from orchestrator.errors import SandboxDead, SandboxLost, StaleLease
 from orchestrator.hosts.admission import Kind, Ticket, TicketId
-from orchestrator.hosts.calls import Entry, Runnable, plan, rejoined
+from orchestrator.hosts.calls import Entry, order_of, plan, rejoined
 from orchestrator.hosts.events import (
     BoxAdopted,
     BoxDied,
@@ -168,8 +168,7 @@ class Adoption:
         request = rejoined(pending, rollout.key)
         planned = plan(request.tool, request.arguments_text, rollout.task, self._parts.tools)
         rollout.entries[pending.key] = Entry(request, planned)
-        exclusive = isinstance(planned, Runnable) and planned.tool.exclusive
-        return Call(key=pending.key, sequence=pending.sequence, exclusive=exclusive)
+        return Call(key=pending.key, sequence=pending.sequence, order=order_of(planned))
 
 
 def record_read(records: Sequence[CallRecord]) -> RecordRead:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestrator import failpoints
 from orchestrator.errors import AgentProtocolError, SandboxLost
 from orchestrator.hosts.events import Call, Verdict
-from orchestrator.interfaces import Sandbox, Tool
+from orchestrator.interfaces import SHARED, Order, Sandbox, Tool
 from orchestrator.models import (
     Arguments,
     BoxEnd,
@@ -73,6 +73,11 @@ def plan(tool_name: str, arguments_text: str, task: Task, tools: Callable[[str],
     tool = tools(tool_name)
     arguments = parse(tool, arguments_text)
     return Rejected(reply=arguments) if isinstance(arguments, ToolReply) else Runnable(tool=tool, arguments=arguments)
+
+
+def order_of(planned: Plan) -> Order:
+    """How the call stands to the rollout's others; a rejected one is in nobody's way."""
+    return planned.tool.order(planned.arguments) if isinstance(planned, Runnable) else SHARED
 
 
 class Entry:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from orchestrator.interfaces import SHARED, Order
 from orchestrator.models import BoxEnd, CallKey, RolloutState, SandboxId
 
 
@@ -37,7 +38,7 @@ class Call:
 
     key: CallKey
     sequence: int
-    exclusive: bool = False
+    order: Order = SHARED
     boxless: bool = False
     last: bool = False
     running: bool = False
@@ -75,7 +76,7 @@ class LeaseState:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallArrived:
     key: CallKey
-    exclusive: bool
+    order: Order = SHARED
     boxless: bool = False
 
 

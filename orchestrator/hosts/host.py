@@ -25,7 +25,7 @@ from orchestrator.errors import (
 )
 from orchestrator.hosts.admission import Admission
 from orchestrator.hosts.adoption import Adoption, record_read
-from orchestrator.hosts.calls import Entry, Runnable, plan
+from orchestrator.hosts.calls import Entry, Runnable, order_of, plan
 from orchestrator.hosts.disk import DiskWatch, Gauge
 from orchestrator.hosts.events import OVER, BoxWanted, CallArrived, GradeAsked, LeaseState, Phase, ReleaseAsked
 from orchestrator.hosts.gate import Gate
@@ -374,8 +374,7 @@ class SandboxHost:
         planned = plan(request.tool, request.arguments_text, rollout.task, self._parts.tools)
         entry = rollout.entries[request.key] = Entry(request, planned)
         runnable = isinstance(planned, Runnable)
-        exclusive = isinstance(planned, Runnable) and planned.tool.exclusive
-        self._life.post(rollout, CallArrived(key=request.key, exclusive=exclusive, boxless=not runnable))
+        self._life.post(rollout, CallArrived(key=request.key, order=order_of(planned), boxless=not runnable))
         return entry
 
     async def _wait(self, rollout: Rollout, work: "asyncio.Future[T]", deadline: float) -> T:

@@ -54,6 +54,9 @@ from orchestrator.hosts.events import (
 )
 from orchestrator.models import RolloutState
 
+BESIDE = 64
+"""Calls of one rollout that run at once; others wait. A box takes 256 operations and connections, and a model may ask for any number."""
+
 Step = tuple[LeaseState, tuple[Action, ...]]
 
 
@@ -121,7 +124,7 @@ def _numbered(state: LeaseState, event: CallArrived) -> tuple[Call, LeaseState]:
     call = Call(
         key=event.key,
         sequence=state.next_sequence,
-        exclusive=event.exclusive,
+        order=event.order,
         boxless=event.boxless or verdict is not Verdict.RUN,
         last=verdict is Verdict.RUN and charged == state.budget,
         verdict=verdict,
@@ -130,18 +133,21 @@ def _numbered(state: LeaseState, event: CallArrived) -> tuple[Call, LeaseState]:
 
 
 def startable(queue: tuple[Call, ...]) -> Iterator[Call]:
-    """Readers and writers in order of arrival: an exclusive call starts when all earlier ones ended, a shared one when no
-    exclusive one is before it."""
-    first = True
+    """In order of arrival: an exclusive call starts when all earlier ones ended, a shared one when no exclusive one and none of
+    its lane is before it, and fewer than BESIDE run."""
+    first, running, lanes = True, sum(call.running and not call.boxless for call in queue), set[str]()
     for call in queue:
         if call.boxless:
             continue
-        if call.exclusive:
+        if call.order.exclusive:
             if first and not call.running:
                 yield call
             return
-        if not call.running:
+        if not call.running and call.order.lane not in lanes and running < BESIDE:
+            running += 1
             yield call
+        if call.order.lane is not None:
+            lanes.add(call.order.lane)
         first = False
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from orchestrator.interfaces import CallContext
+from orchestrator.interfaces import EXCLUSIVE, CallContext, Order
 from orchestrator.models import Arguments, JsonValue, ToolReply
 from orchestrator.operations import Edit, EditResult, Failure, FailureCode, Read, ReadResult
 from orchestrator.tools.arguments import flag_of, text_of
@@ -30,7 +30,9 @@ class EditFileTool:
         "required": ["path", "old", "new"],
         "additionalProperties": False,
     }
-    exclusive = True
+
+    def order(self, arguments: Arguments) -> Order:
+        return EXCLUSIVE
 
     async def run(self, context: CallContext, arguments: Arguments) -> ToolReply:
         limits = context.task.limits

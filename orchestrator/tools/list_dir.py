@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from orchestrator.interfaces import CallContext
+from orchestrator.interfaces import SHARED, CallContext, Order
 from orchestrator.models import Arguments, JsonValue, ToolReply
 from orchestrator.operations import Entry, Failure, List, ListResult
 from orchestrator.tools.arguments import text_of, whole_of
@@ -32,7 +32,9 @@ class ListDirTool:
         },
         "additionalProperties": False,
     }
-    exclusive = False
+
+    def order(self, arguments: Arguments) -> Order:
+        return SHARED
 
     async def run(self, context: CallContext, arguments: Arguments) -> ToolReply:
         limits = context.task.limits

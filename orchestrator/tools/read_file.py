@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from orchestrator.interfaces import CallContext
+from orchestrator.interfaces import SHARED, CallContext, Order
 from orchestrator.models import Arguments, JsonValue, Limits, ToolReply
 from orchestrator.operations import Failure, Read, ReadResult
 from orchestrator.tools.arguments import text_of, whole_of
@@ -37,7 +37,9 @@ class ReadFileTool:
         "required": ["path"],
         "additionalProperties": False,
     }
-    exclusive = False
+
+    def order(self, arguments: Arguments) -> Order:
+        return SHARED
 
     async def run(self, context: CallContext, arguments: Arguments) -> ToolReply:
         limits = context.task.limits

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from orchestrator.interfaces import CallContext
+from orchestrator.interfaces import SHARED, CallContext, Order
 from orchestrator.models import Arguments, JsonValue, ToolReply
 from orchestrator.operations import Failure, Match, Search, SearchResult
 from orchestrator.tools.arguments import flag_of, text_of
@@ -36,7 +36,9 @@ class SearchTool:
         "required": ["pattern"],
         "additionalProperties": False,
     }
-    exclusive = False
+
+    def order(self, arguments: Arguments) -> Order:
+        return SHARED
 
     async def run(self, context: CallContext, arguments: Arguments) -> ToolReply:
         limits = context.task.limits

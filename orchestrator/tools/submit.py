@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from orchestrator.interfaces import CallContext
+from orchestrator.interfaces import EXCLUSIVE, CallContext, Order
 from orchestrator.models import Arguments, CallRecord, JsonValue, ToolReply, canonical_json
 from orchestrator.tools.arguments import parse, text_of
 from orchestrator.tools.texts import error, plural, reply
@@ -29,7 +29,9 @@ class SubmitTool:
         },
         "additionalProperties": False,
     }
-    exclusive = True
+
+    def order(self, arguments: Arguments) -> Order:
+        return EXCLUSIVE
 
     async def run(self, context: CallContext, arguments: Arguments) -> ToolReply:
         """The journaled value makes the box know the call, as it knows all others; the reply tells nothing of a reward."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from orchestrator.interfaces import CallContext
+from orchestrator.interfaces import EXCLUSIVE, CallContext, Order
 from orchestrator.models import Arguments, JsonValue, ToolReply
 from orchestrator.operations import Failure, Write, WriteResult
 from orchestrator.tools.arguments import text_of
@@ -24,7 +24,9 @@ class WriteFileTool:
         "required": ["path", "content"],
         "additionalProperties": False,
     }
-    exclusive = True
+
+    def order(self, arguments: Arguments) -> Order:
+        return EXCLUSIVE
 
     async def run(self, context: CallContext, arguments: Arguments) -> ToolReply:
         path = text_of(arguments, "path")

@@ -11,7 +11,17 @@ from orchestrator import failpoints
 from orchestrator.backends.fake import SlowExec
 from orchestrator.errors import EngineUnavailable, RolloutClosed, StaleLease
 from orchestrator.hosts.host import SandboxHost
-from orchestrator.interfaces import Bench, CallContext, OwnedSandbox, Sandbox, SandboxBackend, SandboxSpec, Scope
+from orchestrator.interfaces import (
+    EXCLUSIVE,
+    Bench,
+    CallContext,
+    Order,
+    OwnedSandbox,
+    Sandbox,
+    SandboxBackend,
+    SandboxSpec,
+    Scope,
+)
 from orchestrator.models import Arguments, BoxEnd, Evidence, HostId, Outcome, RolloutState, SandboxId, ToolReply
 from orchestrator.operations import Exec, ExecResult
 from tests.hosts.world import HOST, World, a_call, a_grade, a_task, key, raw_call, until, until_true
@@ -133,7 +143,9 @@ class Twice:
     name = "twice"
     description = "."
     schema: ClassVar[Any] = {"type": "object", "properties": {"n": {"type": "string"}}, "additionalProperties": False}
-    exclusive = True
+
+    def order(self, arguments: Arguments) -> Order:
+        return EXCLUSIVE
 
     async def run(self, context: CallContext, arguments: Arguments) -> ToolReply:
         mark = arguments["n"]

@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.backends.fake import DiesLater, Lies, LostReply, SlowExec
 from orchestrator.errors import RolloutClosed, SandboxLost, StillRunning, TaskConflict
-from orchestrator.interfaces import CallContext
+from orchestrator.interfaces import EXCLUSIVE, SHARED, CallContext, Order
 from orchestrator.models import Arguments, RolloutState, ToolReply
 from tests.hosts.world import World, a_call, a_task, key, raw_call
 
@@ -125,8 +125,11 @@ class Spans:
 
     def __init__(self, name: str, *, exclusive: bool, log: list[str]) -> None:
         self.name = name
-        self.exclusive = exclusive
+        self._order = EXCLUSIVE if exclusive else SHARED
         self._log = log
+
+    def order(self, arguments: Arguments) -> Order:
+        return self._order
 
     async def run(self, context: CallContext, arguments: Arguments) -> ToolReply:
         self._log.append(f"{self.name}{arguments['n']} begins")

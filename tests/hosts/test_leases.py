@@ -1,9 +1,10 @@
 """The lease's state machine: what may never happen, whatever comes in whatever order."""
 
 from dataclasses import replace
+from random import Random
 from typing import Any
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -42,7 +43,8 @@ from orchestrator.hosts.events import (
     Verdict,
     WriteTombstone,
 )
-from orchestrator.hosts.leases import due, startable, step
+from orchestrator.hosts.leases import BESIDE, due, startable, step
+from orchestrator.interfaces import EXCLUSIVE, SHARED, Order
 from orchestrator.models import BoxEnd, CallKey, RolloutState, SandboxId
 
 TTL_S = 100.0
@@ -61,8 +63,8 @@ def after(state: LeaseState, *events: Event, now: float = 0.0) -> tuple[LeaseSta
     return state, actions
 
 
-def arrived(name: str, *, exclusive: bool = False, boxless: bool = False) -> CallArrived:
-    return CallArrived(key=CallKey(name), exclusive=exclusive, boxless=boxless)
+def arrived(name: str, *, order: Order = SHARED, boxless: bool = False) -> CallArrived:
+    return CallArrived(key=CallKey(name), order=order, boxless=boxless)
 
 
 def ended(name: str, *, recorded: bool = True) -> CallEnded:
@@ -126,7 +128,7 @@ def test_a_boxless_call_asks_for_no_box() -> None:
 
 
 def test_calls_of_a_dead_box_are_answered_and_not_charged() -> None:
-    state, _ = after(fresh(), *LIVE, arrived("a", exclusive=True), arrived("b"))
+    state, _ = after(fresh(), *LIVE, arrived("a", order=EXCLUSIVE), arrived("b"))
     state, [start] = after(state, BoxDied(end=BoxEnd.DIED_OF_MEMORY))
     assert (start.call.key, start.call.verdict) == ("b", Verdict.DEAD)
     charged = state.charged
@@ -157,7 +159,7 @@ def test_a_tombstone_that_could_not_be_written_is_written_at_the_next_tick() -> 
 
 def test_adopted_calls_are_charged_numbered_and_run_before_others() -> None:
     state = fresh(phase=Phase.ADOPTING, sandbox=BOX)
-    pending = (Call(key=CallKey("p"), sequence=7, exclusive=True), Call(key=CallKey("q"), sequence=5))
+    pending = (Call(key=CallKey("p"), sequence=7, order=EXCLUSIVE), Call(key=CallKey("q"), sequence=5))
     state, [first] = after(state, RecordRead(next_sequence=5, charged=1), BoxAdopted(pending=pending))
     assert first.call.key == "p"
     assert (state.next_sequence, state.charged) == (8, 3)
@@ -186,16 +188,69 @@ def test_readers_and_writers_in_order_of_arrival() -> None:
     def names(*calls: Call) -> list[str]:
         return [str(call.key) for call in startable(calls)]
 
-    def call(name: str, *, exclusive: bool = False, running: bool = False) -> Call:
-        return Call(key=CallKey(name), sequence=1, exclusive=exclusive, running=running)
+    def call(name: str, *, order: Order = SHARED, running: bool = False) -> Call:
+        return Call(key=CallKey(name), sequence=1, order=order, running=running)
 
-    assert names(call("a"), call("b"), call("W", exclusive=True), call("c")) == ["a", "b"]
-    assert names(call("a", running=True), call("W", exclusive=True), call("c")) == []
-    assert names(call("W", exclusive=True), call("c")) == ["W"]
-    assert names(call("W", exclusive=True, running=True), call("c")) == []
+    assert names(call("a"), call("b"), call("W", order=EXCLUSIVE), call("c")) == ["a", "b"]
+    assert names(call("a", running=True), call("W", order=EXCLUSIVE), call("c")) == []
+    assert names(call("W", order=EXCLUSIVE), call("c")) == ["W"]
+    assert names(call("W", order=EXCLUSIVE, running=True), call("c")) == []
     assert names(call("a", running=True), call("b")) == ["b"]
 
 
+def test_calls_of_a_lane_run_one_after_another_and_others_beside_them() -> None:
+    def names(*calls: Call) -> list[str]:
+        return [str(call.key) for call in startable(calls)]
+
+    def call(name: str, *, order: Order = SHARED, running: bool = False) -> Call:
+        return Call(key=CallKey(name), sequence=1, order=order, running=running)
+
+    one, two = Order(lane="one"), Order(lane="two")
+    assert names(call("1a", order=one), call("1b", order=one), call("2a", order=two), call("s")) == ["1a", "2a", "s"]
+    assert names(call("1a", order=one, running=True), call("1b", order=one), call("s")) == ["s"]
+    assert names(call("s", running=True), call("1b", order=one)) == ["1b"]
+    assert names(call("1a", order=one), call("W", order=EXCLUSIVE), call("1b", order=one)) == ["1a"]
+    assert names(call("W", order=EXCLUSIVE, running=True), call("1a", order=one)) == []
+
+
+def test_a_rollout_runs_so_many_calls_at_once_and_no_more() -> None:
+    queue = tuple(Call(key=CallKey(f"c{number}"), sequence=1) for number in range(BESIDE + 40))
+    assert [call.key for call in startable(queue)] == [f"c{number}" for number in range(BESIDE)]
+    queue = tuple(replace(call, running=number >= 40) for number, call in enumerate(queue))
+    assert list(startable(queue)) == []
+    freed = queue[:-1]
+    assert [call.key for call in startable(freed)] == ["c0"]
+
+
+@given(st.lists(st.sampled_from(["s", "1", "2", "W"]), max_size=12), st.randoms(use_true_random=False))
+def test_every_interleaving_keeps_the_order_that_was_promised(kinds: list[str], chance: Random) -> None:
+    """Whatever ends first: an exclusive call is alone, a lane's calls follow each other as they came, and all come to run."""
+    orders = {"s": SHARED, "1": Order(lane="1"), "2": Order(lane="2"), "W": EXCLUSIVE}
+    queue = [Call(key=CallKey(f"{number}"), sequence=number, order=orders[kind]) for number, kind in enumerate(kinds)]
+    ended: list[int] = []
+    while queue:
+        ready = {call.key for call in startable(tuple(queue))}
+        queue = [replace(call, running=call.running or call.key in ready) for call in queue]
+        running = [call for call in queue if call.running]
+        assert running, "somebody can always run"
+        assert len(running) == 1 or not any(call.order.exclusive for call in running)
+        lanes = [call.order.lane for call in running if call.order.lane]
+        assert len(lanes) == len(set(lanes))
+        assert all(
+            number not in ended
+            for call in running
+            for number in range(call.sequence + 1, len(kinds))
+            if kinds[number] == "W"
+        )
+        over = chance.choice(running)
+        ended.append(over.sequence)
+        queue.remove(over)
+    for lane in ("1", "2", "W"):
+        numbers = [number for number in ended if kinds[number] == lane]
+        assert numbers == sorted(numbers)
+
+
+ORDERS = st.sampled_from([SHARED, EXCLUSIVE, Order(lane="one"), Order(lane="two")])
 KEYS = st.sampled_from([CallKey(name) for name in "abcdef"])
 
 
@@ -252,10 +307,10 @@ class LeaseMachine(RuleBasedStateMachine):
     def running_before(self) -> set[CallKey]:
         return {call.key for call in self.state.running}
 
-    @rule(key=KEYS, exclusive=st.booleans(), boxless=st.booleans())
-    def call(self, key: CallKey, exclusive: bool, boxless: bool) -> None:
+    @rule(key=KEYS, order=ORDERS, boxless=st.booleans())
+    def call(self, key: CallKey, order: Order, boxless: bool) -> None:
         if key not in self.recorded:  # the host answers those from the record
-            self.tell(CallArrived(key=key, exclusive=exclusive, boxless=boxless))
+            self.tell(CallArrived(key=key, order=order, boxless=boxless))
 
     @precondition(lambda self: self.state.running)
     @rule(which=st.integers(0, 10), recorded=st.booleans())
@@ -338,8 +393,14 @@ class LeaseMachine(RuleBasedStateMachine):
     @invariant()
     def an_exclusive_call_runs_alone(self) -> None:
         boxed = [call for call in self.state.running if not call.boxless and call.verdict is Verdict.RUN]
-        if any(call.exclusive for call in boxed) and self.state.phase is Phase.LIVE:
+        if any(call.order.exclusive for call in boxed) and self.state.phase is Phase.LIVE:
             assert len(boxed) == 1
+
+    @invariant()
+    def a_lane_runs_one_call(self) -> None:
+        lanes = [call.order.lane for call in self.state.running if call.order.lane and not call.boxless]
+        if self.state.phase is Phase.LIVE:
+            assert len(lanes) == len(set(lanes))
 
     @invariant()
     def never_more_charged_than_allowed(self) -> None:
