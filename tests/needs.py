@@ -27,11 +27,20 @@ def _root() -> str:
 
 
 @cache
+def _runsc() -> str:
+    if missing := _docker():
+        return missing
+    asked = ["docker", "info", "--format", "{{json .Runtimes}}"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False)
+    return "" if '"runsc"' in done.stdout else "the engine has no runtime runsc: sandbox_images/gvisor"
+
+
+@cache
 def _libseccomp() -> str:
     return "" if ctypes.util.find_library("seccomp") else "no libseccomp"
 
 
-PROBES: dict[str, Callable[[], str]] = {"libseccomp": _libseccomp, "docker": _docker, "root": _root}
+PROBES: dict[str, Callable[[], str]] = {"libseccomp": _libseccomp, "docker": _docker, "root": _root, "runsc": _runsc}
 """Name -> why it is missing, or an empty string."""
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from orchestrator.agent.binary import agent_binary
 from orchestrator.backends.checks import Check, Verdict, fail, ok, warn
 from orchestrator.cli.identity import host_lock
-from orchestrator.cli.wiring import docker_settings, engine, free_disk_mib
+from orchestrator.cli.wiring import docker_settings, engine, free_disk_mib, show
 from orchestrator.errors import Misconfigured, TiltyardError
 from orchestrator.settings import Settings
 
@@ -103,7 +103,13 @@ async def _prove(settings: Settings, backend: str, image: str) -> int:
     chosen = settings.model_copy(update={"backend": backend, "deployment": "conformance"})
     with host_lock(chosen.deployment_dir, chosen.host_id):
         async with engine(chosen) as made:
-            report = await run_named(made.backend, image=image, on_result=lambda r: print(line(r), file=sys.stderr))
+            show(made.notices)
+            report = await run_named(
+                made.backend,
+                image=image,
+                runtime=chosen.runtime if backend == "docker" else "",
+                on_result=lambda r: print(line(r), file=sys.stderr),
+            )
     print(render(report))
     return report.exit_status
 
