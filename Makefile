@@ -2,20 +2,24 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 UV := .tools/bin/uv
-REQUIRE := $(shell [ "$$(id -u)" = 0 ] && echo docker,libseccomp,root,go || echo docker,libseccomp,go)
+RUNSC := $(shell { [ -n "$$TILTYARD_RUNSC" ] || PATH="$$PATH:/usr/local/bin" command -v runsc; } >/dev/null 2>&1 && echo ,runsc)
+REQUIRE := $(shell [ "$$(id -u)" = 0 ] && echo docker,libseccomp,root,go || echo docker,libseccomp,go)$(RUNSC)
 
-.PHONY: help setup engine images fmt check test demo bench clean
+.PHONY: help setup engine images gvisor fmt check test demo bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-setup: build/environment engine images ## engine, base images, environment, agent
+setup: build/environment engine images $(if $(RUNSC),gvisor) ## engine, base images, environment, agent; gVisor where it is to be had
 
 engine:
 	@sandbox_images/engine
 
 images: build/environment | engine
 	@sandbox_images/build
+
+gvisor: | images
+	@sandbox_images/gvisor
 
 build/environment: requirements.lock requirements-build.lock pyproject.toml hatch_build.py $(wildcard sandbox_images/agent/*.go sandbox_images/probe/*.go sandbox_images/probe/*.s)
 	@sandbox_images/environment
