@@ -8,7 +8,6 @@ from pathlib import Path
 
 from orchestrator.backends.docker.spec import (
     AGENT_PATH,
-    AGENT_PIDS,
     DEFAULT_PATH,
     FIXED_ENVIRONMENT,
     HOME,
@@ -16,6 +15,7 @@ from orchestrator.backends.docker.spec import (
     MIB,
     MIN_FILE_BYTES,
     READONLY_PATHS,
+    pids_limit,
 )
 from tests.integrity import outside
 from tests.integrity.live import Live, parent
@@ -82,7 +82,7 @@ def agent(live: Live) -> Posture:
         caps={
             "memory_bytes": limits.memory_mib * MIB,
             "memory_and_swap_bytes": limits.memory_mib * MIB,
-            "pids": limits.pids + AGENT_PIDS,
+            "pids": pids_limit(limits.pids, own_kernel=False),
             "cpu_percent": round(100 * limits.cpus),
         },
     )
@@ -124,16 +124,32 @@ def sentry(live: Live) -> Posture:
         rights=replace(rights, namespaces={**rights.namespaces, "user": "own", "cgroup": "host"}),
         root=frozenset({"etc", "proc"}),
         mounts={"/": Mount(type="tmpfs", flags=frozenset({"ro"}))},
-        descriptors=NONE,
-        limits=NO_LIMITS,
-        environment=NO_ENVIRONMENT,
+        descriptors=SENTRY_DESCRIPTORS,
+        limits={},
+        environment={},
         cgroups={**on_runc.cgroups, "unified": "root" if hybrid else "own"},
+        caps={**on_runc.caps, "pids": pids_limit(live.spec.limits.pids, own_kernel=True)},
     )
 
 
-NO_LIMITS: Mapping[str, tuple[str, str]] = {}
-"""Limits of commands are the sentry's to keep: see the conformance suite. Its own are not the box's."""
-NO_ENVIRONMENT: Mapping[str, str] = {}
+SENTRY_DESCRIPTORS = frozenset(
+    {"null", "pipe", "socket", "memfd", "anon_inode:[eventfd]", "anon_inode:[eventpoll]", "anon_inode:seccomp notify"}
+    | {"the box's own files", "its log"}
+)
+
+
+def of_sentry(found: Posture) -> Posture:
+    """What is to be compared: files that its helper hands it lie below /root of the helper's mounts, and are the box's own. Limits and environment of
+    commands are the sentry's to keep (the conformance suite looks at those); its own say nothing, but that no variable may come from outside."""
+    kinds = (
+        ("foreign:file:/root/", "the box's own files"),
+        ("foreign:folder:/root", "the box's own files"),
+        ("foreign:file:/run/", "its log"),
+    )
+    named = {each: next((kind for start, kind in kinds if each.startswith(start)), each) for each in found.descriptors}
+    environment = {name: value for name, value in found.environment.items() if name != "RUNSC_START_TIME_NANOS"}
+    seen = frozenset(named.values()) | SENTRY_DESCRIPTORS  # a box need not hold one of each kind at any moment
+    return replace(found, descriptors=seen, environment=environment, limits={}, oom_score_adj=0)
 
 
 def _rights(*, uid: int, groups: int, held: int) -> Rights:

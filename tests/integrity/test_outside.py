@@ -126,3 +126,24 @@ async def test_the_comparison_sees_every_kind_of_change(runc: Live) -> None:
         (replace(sound, threads=frozenset({"thread 7 seccomp"})), "threads"),
     ):
         assert [line.partition(":")[0] for line in differences(changed, sound)] == [word]
+
+
+@needs("runsc")
+async def test_what_the_machine_sees_of_a_gvisor_box_is_its_kernel_alone() -> None:
+    """The sentry and the stub processes that run commands' code: an empty root, six capabilities in their own user namespace."""
+    async with backend("runsc") as made, live(made, runtime="runsc") as box:
+        await box.box.text("sleep 63 >/dev/null 2>&1 & python3 -c 'print(1)'")
+        for paused in (False, True):
+            if paused:
+                box.pause()
+            try:
+                found = {pid: posture(pid, box.container) for pid in (box.pid, *descendants(box.pid))}
+            finally:
+                if paused:
+                    box.unpause()
+            assert len(found) > 3
+            told = {pid: differences(expected.of_sentry(each), expected.sentry(box)) for pid, each in found.items()}
+            assert {pid: lines for pid, lines in told.items() if lines} == {}
+        assert await box.box.text("echo still here") == "still here\n"
+        ours = inodes(Path(f"/proc/{box.pid}"))
+        assert all(ours[name] != HOST[name] for name in (*OWN[1:], "user"))
