@@ -40,21 +40,10 @@ def _libseccomp() -> str:
     return "" if ctypes.util.find_library("seccomp") else "no libseccomp"
 
 
-@cache
-def _runsc() -> str:
-    if why := _docker():
-        return why
-    listed = subprocess.run(
-        ["docker", "info", "--format", "{{json .Runtimes}}"], capture_output=True, text=True, timeout=30, check=False
-    )
-    return "" if '"runsc"' in listed.stdout else "the engine has no runtime runsc: sandbox_images/gvisor registers it"
-
-
 PROBES: dict[str, Callable[[], str]] = {
     "libseccomp": _libseccomp,
     "docker": _docker,
     "root": _root,
-    "runsc": _runsc,
     "runsc": _runsc,
 }
 """Name -> why it is missing, or an empty string."""
