@@ -28,7 +28,9 @@ ARROWS: dict[str, set[str]] = {
     "orchestrator.graders": VALUES,
     "orchestrator.backends": VALUES | BESIDE | {"orchestrator.egress", "orchestrator.agent", "orchestrator.repos"},
     "orchestrator.conformance": VALUES | {"orchestrator.agent"},
-    "orchestrator.hosts": VALUES | BESIDE | {"orchestrator.agent", "orchestrator.grading", "orchestrator.tools"},
+    "orchestrator.hosts": VALUES
+    | BESIDE
+    | {"orchestrator.egress", "orchestrator.agent", "orchestrator.grading", "orchestrator.tools"},
     "orchestrator.clusters": VALUES | {"orchestrator.hosts"},
     "tool_gateway": VALUES | BESIDE | {"orchestrator.store"},
 }

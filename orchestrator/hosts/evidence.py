@@ -6,9 +6,10 @@ import io
 import tarfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
+from orchestrator.egress import attempts
 from orchestrator.errors import (
     AgentProtocolError,
     SandboxDead,
@@ -19,7 +20,7 @@ from orchestrator.errors import (
 )
 from orchestrator.hosts.parts import WORKDIR, Parts
 from orchestrator.hosts.rollout import Rollout
-from orchestrator.interfaces import Blobs, Sandbox
+from orchestrator.interfaces import Blobs, EgressControl, Sandbox
 from orchestrator.models import BoxEnd, CallKey, CallRecord, Evidence, FileChange, Finding, OpId
 from orchestrator.operations import (
     Change,
@@ -85,15 +86,33 @@ def _charged(records: Sequence[CallRecord]) -> int:
 async def _box_evidence(parts: Parts, rollout: Rollout) -> tuple[BoxEnd, Taken]:
     await _quiet(rollout, parts.settings.settle_s)
     if rollout.state.died is not None:
-        return rollout.state.died, Taken()
+        return rollout.state.died, Taken(findings=await _last_attempts(parts, rollout))
     if rollout.sandbox is None:
         if rollout.binding.sandbox is not None:
             raise StartFailed("this rollout asked for a box and none could be started: it is not scored")
         return BoxEnd.NEVER_OPENED, Taken()
     try:
-        return BoxEnd.ALIVE, await _from_box(parts, rollout, Own(rollout.sandbox))
+        tried = await _cut(parts, rollout)
+        taken = await _from_box(parts, rollout, Own(rollout.sandbox))
+        return BoxEnd.ALIVE, replace(taken, findings=(*taken.findings, *tried))
     except SandboxDead as error:
-        return end_of(error), Taken()
+        return end_of(error), Taken(findings=await _last_attempts(parts, rollout))
+
+
+async def _cut(parts: Parts, rollout: Rollout) -> tuple[Finding, ...]:
+    """The box's network is gone from here on; what it tried. Raises SandboxLost, EngineUnavailable."""
+    sandbox_id = rollout.binding.sandbox
+    if sandbox_id is None or not rollout.task.network.allow or not isinstance(parts.backend, EgressControl):
+        return ()
+    return attempts.findings(await parts.backend.cut(sandbox_id))
+
+
+async def _last_attempts(parts: Parts, rollout: Rollout) -> tuple[Finding, ...]:
+    """Of a box that died by the model's doing: its reward is the floor, also where its network is gone with all that it noted."""
+    try:
+        return await _cut(parts, rollout)
+    except SandboxLost as error:
+        return (Finding(code="network_unknown", detail=error.message),)
 
 
 async def _quiet(rollout: Rollout, timeout_s: float) -> None:

@@ -142,6 +142,10 @@ class FakeBox:
 
     # Lease
 
+    @property
+    def frozen(self) -> bool:
+        return self._frozen
+
     def lease(self, rollout: RolloutKey, epoch: Epoch) -> Lease:
         """Raises StaleLease, SandboxLost (leased to another rollout)."""
         if self._lease is not None:
