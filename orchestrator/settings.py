@@ -3,11 +3,12 @@
 import os
 import re
 import socket
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from orchestrator.errors import Misconfigured
 
@@ -30,6 +31,11 @@ def _name(value: str) -> str:
     if not NAME.fullmatch(value):
         raise ValueError("use lower-case letters, digits and hyphens, at most 31")
     return value
+
+
+def _addresses(value: object) -> object:
+    given = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    return tuple(str(IPv4Address(each)) for each in given) if isinstance(given, list | tuple) else given
 
 
 Name = Annotated[str, AfterValidator(_name)]
@@ -80,6 +86,10 @@ class Settings(BaseSettings):
     """Warm grading boxes kept per task template in use."""
     cache_limit_mib: int = Field(default=51_200, ge=1)
     """Disk that mirrors and templates may take; the least recently used go first, never one that a box lies over."""
+    egress_network: str = ""
+    """The engine's network by which allow-lists' proxies go out; empty: one of our own, made when it is needed."""
+    egress_dns: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_addresses)] = ()
+    """Resolvers that these proxies ask (addresses, comma between); empty: the engine's own."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     failpoints: str = ""
     """Faults ordered by tests; see orchestrator/failpoints.py."""

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import secrets
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,18 +13,19 @@ from types import TracebackType
 from typing import Self
 
 from orchestrator.backends.docker import base_images
+from orchestrator.backends.docker.egress.control import SETUP, Egress
 from orchestrator.backends.docker.engine import Engine
 from orchestrator.backends.docker.finish import finish
 from orchestrator.backends.docker.settings import DockerSettings, engine_socket
-from orchestrator.backends.docker.spec import MASKED_PATHS, MIB, READONLY_PATHS, ROLE, owner_labels
+from orchestrator.backends.docker.spec import MASKED_PATHS, MIB, READONLY_PATHS, ROLE, Wire, network_mode, owner_labels
 from orchestrator.backends.seccomp import profile
 from orchestrator.errors import EngineUnavailable, Misconfigured, RepositoryError, StartFailed, TiltyardError
-from orchestrator.models import JsonValue, Network
+from orchestrator.models import DEFAULT_WORKDIR, JsonValue, Network
 from orchestrator.repos.workspace import check_state_dir
 
 log = logging.getLogger(__name__)
 
-SETUP_WORKDIR = "/workspace"
+HOSTNAME = "setup"
 SETUP_CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID")
 """What package managers need of root; nothing that reaches past the container."""
 SETUP_MEMORY_MIB = 4096
@@ -31,13 +33,17 @@ SETUP_PIDS = 1024
 LOG_BYTES = "4m"
 LOG_LINES = 40
 SETUP_SCRIPT = """
+export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory 'GIT_CONFIG_VALUE_0=*'
 owner=$1; shift
 for command in "$@"; do
     printf '+ %s\\n' "$command"
-    sh -ec "$command" </dev/null || exit $?
+    sh -ec "$command" </dev/null || { status=$?; break; }
 done
-[ -z "$owner" ] || chown -Rh "$owner" .
+[ -z "$owner" ] || chown -Rh "$owner" . || exit
+exit "${status:-0}"
 """
+"""Git is told to trust the tree, which without root belongs to the server's user. Owners are mended after a failure, too: else files of the
+container's root would stay on the disk, which nobody else may remove."""
 PULLED_BY_HAND = "the engine has no image {name!r}, and nothing is pulled while tasks run: docker pull {name}"
 OWN_IMAGE = "the engine has no image {name!r}: make it with `make images`, or sandbox_images/build"
 
@@ -48,11 +54,18 @@ class SetupPlan:
 
     image_id: str
     commands: tuple[str, ...]
+    workdir: str
     volume: str
-    network: Network
+    wire: Wire | None
     owner: str
     seccomp: str
     labels: Mapping[str, str]
+
+
+def setup_script(wire: Wire | None) -> str:
+    """The proxy is named here, not in the container's environment, which would become the task image's."""
+    told = wire.environment if wire else {}
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in told.items()) + SETUP_SCRIPT
 
 
 def setup_spec(plan: SetupPlan) -> dict[str, JsonValue]:
@@ -60,18 +73,18 @@ def setup_spec(plan: SetupPlan) -> dict[str, JsonValue]:
     return {
         "Image": plan.image_id,
         "User": "0:0",
-        "Hostname": "setup",
-        "WorkingDir": SETUP_WORKDIR,
+        **({} if plan.wire else {"Hostname": HOSTNAME}),
+        "WorkingDir": plan.workdir,
         # Without an entry point, and so is the image: [""] takes away what the base image may have.
         "Entrypoint": [""],
-        "Cmd": ["/bin/sh", "-c", SETUP_SCRIPT, "setup", plan.owner, *plan.commands],
+        "Cmd": ["/bin/sh", "-c", setup_script(plan.wire), "setup", plan.owner, *plan.commands],
         "Healthcheck": {"Test": ["NONE"]},
         "Labels": {**plan.labels},
         "HostConfig": {
             "CapDrop": ["ALL"],
             "CapAdd": [*SETUP_CAPABILITIES],
             "SecurityOpt": ["no-new-privileges", f"seccomp={plan.seccomp}"],
-            "NetworkMode": "none",
+            **network_mode(plan.wire),
             "IpcMode": "private",
             "CgroupnsMode": "private",
             "MaskedPaths": [*MASKED_PATHS],
@@ -83,7 +96,7 @@ def setup_spec(plan: SetupPlan) -> dict[str, JsonValue]:
                 {
                     "Type": "volume",
                     "Source": plan.volume,
-                    "Target": SETUP_WORKDIR,
+                    "Target": plan.workdir,
                     "VolumeOptions": {"NoCopy": True},
                 }
             ],
@@ -100,6 +113,7 @@ class DockerImages:
     def __init__(self, settings: DockerSettings) -> None:
         self._settings = settings
         self._engine = Engine(engine_socket(settings), timeout_s=settings.request_timeout_s)
+        self._egress = Egress(settings, self._engine, use=SETUP)
         self._own_images = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -130,8 +144,10 @@ class DockerImages:
         """Remove what set-up runs of a killed process of this host left; how many. Only for whoever holds the host's lock."""
         left = {entry.name for entry in await self._engine.containers(self._labels())}
         left |= set(await self._engine.volumes(self._labels()))
+        left |= {entry.labels["tiltyard.sandbox"] for entry in await self._egress.wires()}
         for name in sorted(left):
             await self._discard(name)
+        await self._egress.sweep()
         return len(left)
 
     async def run_setup(
@@ -144,24 +160,25 @@ class DockerImages:
         tag: str,
         network: Network,
         timeout_s: float,
+        workdir: str = DEFAULT_WORKDIR,
     ) -> str:
         """See `orchestrator.repos.images.SetupRunner`. Raises RepositoryError, Misconfigured, EngineUnavailable."""
-        if network.allow:
-            raise Misconfigured("a network allow-list for set-up commands: it cannot be had yet; leave it out")
         for path in (tree, upper):
             check_state_dir(path)
         image_id = await self.image_id(image)
         name = f"tiltyard-setup-{secrets.token_hex(8)}"
-        plan = SetupPlan(
-            image_id=image_id,
-            commands=commands,
-            volume=name,
-            network=network,
-            owner="" if os.geteuid() == 0 else f"{os.geteuid()}:{os.getegid()}",
-            seccomp=profile(self._settings.seccomp_profile),
-            labels=self._labels(),
-        )
+        seccomp = await asyncio.to_thread(profile, self._settings.seccomp_profile)
         try:
+            plan = SetupPlan(
+                image_id=image_id,
+                commands=commands,
+                workdir=workdir,
+                volume=name,
+                wire=await self._egress.join(name, network, hostname=HOSTNAME, labels={}) if network.allow else None,
+                owner="" if os.geteuid() == 0 else f"{os.geteuid()}:{os.getegid()}",
+                seccomp=seccomp,
+                labels=self._labels(),
+            )
             return await self._run(name, plan, tree=tree, upper=upper, tag=tag, timeout_s=timeout_s)
         except EngineUnavailable:
             raise
@@ -194,11 +211,13 @@ class DockerImages:
 
     async def _report(self, name: str, what: str) -> str:
         tail = await self._engine.log_tail(name, LOG_LINES)
-        return f"the task's set-up commands {what}; the end of their output:\n{tail[-4000:]}"
+        refused = [f"{each.host}:{each.port}" for each in await self._egress.cut(name) if not each.allowed]
+        hosts = f"; setup_network refused them {', '.join(refused[:10])}" if refused else ""
+        return f"the task's set-up commands {what}{hosts}; the end of their output:\n{tail[-4000:]}"
 
     async def _discard(self, name: str) -> None:
-        """Container first, then its volume; what fails is logged and left to the sweeper, which finds it by label."""
-        for remove in (self._engine.remove, self._engine.remove_volume):
+        """Container first, then its volume and network; what fails is logged and left to the sweeper, which finds it by label."""
+        for remove in (self._engine.remove, self._engine.remove_volume, self._egress.leave):
             try:
                 await remove(name)
             except TiltyardError as error:
