@@ -13,6 +13,7 @@ from orchestrator.conformance import (
     limit_checks,
     path_checks,
     protocol_checks,
+    session_checks,
 )
 from orchestrator.conformance.model import Check
 from orchestrator.errors import Misconfigured
@@ -20,6 +21,7 @@ from orchestrator.errors import Misconfigured
 MODULES = (
     exec_checks,
     kill_checks,
+    session_checks,
     file_checks,
     path_checks,
     protocol_checks,

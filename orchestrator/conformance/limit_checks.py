@@ -3,12 +3,12 @@
 import asyncio
 import time
 
-from orchestrator.conformance import expect, probes
+from orchestrator.conformance import expect
 from orchestrator.conformance.file_checks import text_is_written_and_read
 from orchestrator.conformance.isolation_checks import own_processes_can_be_signalled
 from orchestrator.conformance.model import Group
 from orchestrator.conformance.rig import Box, Rig
-from orchestrator.operations import Exec, ExecResult, Failure, FailureCode, Read, ReadResult, Write
+from orchestrator.operations import Failure, FailureCode, Read, ReadResult, Write
 
 GROUP = Group("limits")
 
@@ -19,23 +19,17 @@ PIDS = 64
 INODES = 2_000
 
 
-async def _probe(box: Box, program: str, *args: object, timeout_s: float = 20) -> ExecResult:
-    argv = ("python3", "-I", "-c", program, *map(str, args))
-    return await box.exec(Exec(argv=argv, timeout_s=timeout_s, cwd=box.dir))
-
-
 @GROUP.positive()
 async def processes_below_the_limit_start(rig: Rig) -> None:
     """A command may have a few dozen children."""
-    expect.equal(await (await rig.box()).python(probes.FORKS, "30"), "30", "children")
+    expect.equal(await (await rig.box()).facts("forks", 30), [["30"]], "children")
 
 
 @GROUP.negative(control=processes_below_the_limit_start, proves=("C12",))
 async def processes_above_the_limit_do_not_start(rig: Rig) -> None:
     """Forking stops at the box's limit; the agent goes on."""
     async with rig.own_box(rig.limited(pids=PIDS)) as box:
-        result = await _probe(box, probes.FORKS, 4 * PIDS)
-        count = int(expect.succeeded(result, "forking").stdout.head)
+        count = int((await box.facts("forks", 4 * PIDS))[0][0])
         expect.that(PIDS // 2 <= count <= PIDS, f"at most {PIDS} children, found {count}")
         await box.alive()
 
@@ -45,7 +39,7 @@ async def fork_bomb_is_survived(rig: Rig) -> None:
     """While a bomb goes off the agent answers, a neighbour box works, and afterwards the box does too."""
     neighbour = await rig.box()
     async with rig.own_box(rig.limited(pids=PIDS)) as box:
-        bomb = asyncio.create_task(_probe(box, probes.BOMB, 30, timeout_s=2))
+        bomb = asyncio.create_task(box.probe("bomb", 30, timeout_s=2))
         await asyncio.sleep(0.5)
         began = time.monotonic()
         await neighbour.text("true")
@@ -59,15 +53,14 @@ async def fork_bomb_is_survived(rig: Rig) -> None:
 async def memory_below_the_limit_can_be_used(rig: Rig) -> None:
     """A command may use a good part of the box's memory."""
     async with rig.own_box(rig.limited(memory_mib=MEMORY_MIB)) as box:
-        result = await _probe(box, probes.HOG, MEMORY_MIB // 3)
-        expect.equal(result.stdout.head.strip(), b"%d" % (MEMORY_MIB // 3), "MiB held")
+        expect.equal((await box.facts("hog", MEMORY_MIB // 3))[-1], [str(MEMORY_MIB // 3)], "MiB held")
 
 
 @GROUP.negative(control=memory_below_the_limit_can_be_used, proves=("C11",))
 async def memory_above_the_limit_kills_the_command(rig: Rig) -> None:
     """A command that takes more dies, is known to have died of it, and the agent goes on."""
     async with rig.own_box(rig.limited(memory_mib=MEMORY_MIB)) as box:
-        result = await _probe(box, probes.HOG, MEMORY_MIB * 2)
+        result = await box.probe("hog", MEMORY_MIB * 2)
         expect.equal((result.exit_code, result.signal), (None, "SIGKILL"), "how the command ended")
         expect.that(result.oom_killed, "the result to say that memory was the reason")
         await box.alive()
@@ -147,13 +140,13 @@ async def background_flood_does_not_fill_the_agent(rig: Rig) -> None:
 async def processor_time_is_limited(rig: Rig) -> None:
     """Four spinning processes get what one processor gives, where the box has one."""
     async with rig.own_box(rig.limited(cpus=0.5)) as box:
-        used = float((await box.python(probes.SPIN, "2")).split()[0])
+        used = float((await box.facts("spin", 4, 2))[-1][0])
         expect.that(0.1 < used <= 2 * 0.5 * 1.5, f"about 1 s of processor time in 2 s, found {used:.2f}")
 
 
 @GROUP.positive(proves=("C19",))
 async def descriptors_and_core_files_are_limited(rig: Rig) -> None:
     """Open files are limited to what the task says, and no core files are written."""
-    found = (await (await rig.box()).python(probes.LIMITS)).split()
+    found = (await (await rig.box()).text("ulimit -Sn; ulimit -Hn; ulimit -Sc; ulimit -Hc")).split()
     wanted = str(rig.spec.limits.open_files)
     expect.equal(found, [wanted, wanted, "0", "0"], "limits of open files and of core files")

@@ -1,12 +1,16 @@
 """What checks work with: boxes of the backend under test, made, leased, used and ended."""
 
 import asyncio
+import io
 import secrets
+import tarfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import cache
 
+from orchestrator.agent.binary import probe_binary
 from orchestrator.conformance import expect
 from orchestrator.interfaces import Sandbox, SandboxBackend, SandboxSpec
 from orchestrator.models import CallKey, Epoch, JobId, OpId, PendingCall, RolloutKey, SandboxId, TraceId
@@ -17,6 +21,8 @@ from orchestrator.operations import (
     Note,
     Operation,
     OperationResult,
+    Put,
+    PutResult,
     Read,
     ReadResult,
     Write,
@@ -25,8 +31,21 @@ from orchestrator.operations import (
 
 START_S = 60.0
 OPERATION_S = 20.0
+PROBE = "/tmp/tiltyard-probe"  # noqa: S108  (in the box)
 SLACK_S = 10.0
 """Over a command's own time-out before its reply is missed."""
+
+
+@cache
+def _packed_probe() -> bytes:
+    """The probe for this machine's boxes, as a tar. Raises Misconfigured where it is not built."""
+    data = probe_binary().read_bytes()
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        info = tarfile.TarInfo(PROBE.rpartition("/")[2])
+        info.size, info.mode = len(data), 0o755
+        archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
 
 
 class Box:
@@ -38,6 +57,7 @@ class Box:
         self.epoch = epoch
         self.dir = "."
         self._sequence = 0
+        self._has_probe = False
 
     @property
     def id(self) -> SandboxId:
@@ -104,12 +124,26 @@ class Box:
         result = expect.succeeded(await self.sh(script, timeout_s=timeout_s), f"sh -c {script!r}")
         return result.stdout.head.decode("utf-8", "replace")
 
-    async def python(self, program: str, *args: str, timeout_s: float = OPERATION_S) -> str:
-        """The output of a Python program in the box that must succeed."""
-        argv = ("python3", "-I", "-c", program, *args)
-        result = await self.exec(Exec(argv=argv, timeout_s=timeout_s, cwd=self.dir))
-        expect.succeeded(result, "python3")
-        return result.stdout.head.decode("utf-8", "replace").strip()
+    def probe_op(self, *arguments: object, timeout_s: float = OPERATION_S, limit: int = 524_288) -> Exec:
+        """The probe with these arguments, in this check's folder; `probe` must have put it into the box."""
+        argv = (PROBE, *map(str, arguments))
+        return Exec(argv=argv, timeout_s=timeout_s, cwd=self.dir, output_limit_bytes=limit)
+
+    async def probe(self, *arguments: object, timeout_s: float = OPERATION_S) -> ExecResult:
+        """How the probe ended; it is put into the box first where that has not been done."""
+        await self.bring_probe()
+        return await self.exec(self.probe_op(*arguments, timeout_s=timeout_s))
+
+    async def facts(self, *arguments: object, timeout_s: float = OPERATION_S) -> list[list[str]]:
+        """What the probe printed: fields of each line. It must have succeeded."""
+        result = expect.succeeded(await self.probe(*arguments, timeout_s=timeout_s), f"probe {arguments[0]}")
+        return [line.split("\t") for line in result.stdout.head.decode("utf-8", "replace").splitlines()]
+
+    async def bring_probe(self) -> None:
+        if not self._has_probe:
+            put = Put(path="/tmp", tar=await asyncio.to_thread(_packed_probe))  # noqa: S108  (in the box)
+            expect.kind(await self.run(put), PutResult)
+            self._has_probe = True
 
     async def write(self, name: str, data: bytes, *, mode: int | None = None) -> WriteResult:
         return expect.kind(await self.run(Write(path=self.path(name), data=data, mode=mode)), WriteResult)

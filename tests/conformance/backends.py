@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.backends.docker.backend import DockerBackend
+from orchestrator.backends.docker.base_images import BUSYBOX
 from orchestrator.backends.docker.settings import DockerSettings
 from orchestrator.backends.fake import FakeBackend
 from orchestrator.conformance import DEFAULT_IMAGE
@@ -32,7 +33,11 @@ async def docker() -> AsyncIterator[SandboxBackend]:
     deployment = f"conformance-{secrets.token_hex(3)}"
     folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="ty-"))
     settings = DockerSettings(
-        deployment=deployment, host_id="test", state_dir=folder / deployment, memory_limit_mib=8192, accept_old_runc=True
+        deployment=deployment,
+        host_id="test",
+        state_dir=folder / deployment,
+        memory_limit_mib=8192,
+        accept_old_runc=True,
     )
     async with DockerBackend(settings, make_workspaces(folder, deployment)) as backend:
         try:
@@ -53,4 +58,8 @@ class Row:
     image: str = DEFAULT_IMAGE
 
 
-ROWS = (Row(name="fake", needs=(), make=fake), Row(name="docker", needs=("docker", "root"), make=docker))
+ROWS = (
+    Row(name="fake", needs=(), make=fake),
+    Row(name="docker", needs=("docker", "root"), make=docker),
+    Row(name="docker-busybox", needs=("docker", "root"), make=docker, image=BUSYBOX),
+)
