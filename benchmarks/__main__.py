@@ -14,7 +14,7 @@ from pathlib import Path
 
 import aiohttp
 
-from benchmarks import boxes, calls, grades, own_cost
+from benchmarks import boxes, calls, grades, neighbour, own_cost, runtimes
 from benchmarks.measure import Budget, Sample
 from orchestrator.settings import load_settings
 from tests.e2e.harness import Trainer, make_repository, serving, task_rows
@@ -40,9 +40,15 @@ async def measure(folder: Path) -> tuple[list[Budget], list[Sample]]:
     async with serving(folder / "fake", rows, TILTYARD_BACKEND="fake", TILTYARD_LOG_LEVEL="warning") as server:
         print("own cost per call", flush=True)
         found.append(await own_cost.run(server))
-    print("boxes", flush=True)
+    print("backends and runtimes", flush=True)
+    found.append(await runtimes.run(folder / "runtimes", folder / "calc", commit))
+    print("idle boxes", flush=True)
     settings = load_settings(deployment="bench", state_dir=folder / "boxes", accept_old_runc=True)
     found.append(await boxes.run(settings, folder / "calc", commit))
+    print("neighbours", flush=True)
+    (folder / "neighbours").mkdir()
+    async with serving(folder / "neighbours", rows) as server:
+        found.append(await neighbour.run(server, "docker, runc"))
     print("leaks", flush=True)
     (folder / "leaks").mkdir()
     async with serving(folder / "leaks", rows) as server, aiohttp.ClientSession() as session:

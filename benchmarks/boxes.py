@@ -1,13 +1,12 @@
-"""Boxes: a cold one beside `docker run` of the same image, an idle one's memory, and what kill -9 leaves."""
+"""Boxes: an idle one's memory, and what kill -9 leaves."""
 
 import asyncio
 import os
 import time
 import uuid
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from benchmarks.measure import Budget, Sample, interleaved
+from benchmarks.measure import Budget, Sample
 from orchestrator.cli.wiring import Engine, engine
 from orchestrator.interfaces import SandboxSpec, Template
 from orchestrator.models import Limits, SandboxId, Task, TaskId
@@ -15,32 +14,8 @@ from orchestrator.settings import Settings
 from tests.e2e.harness import Server, Trainer
 
 IMAGE = "tiltyard/python:3.11"
-RUNS = 12
 IDLE_BOXES = 8
 LIMITS = Limits(memory_mib=256, disk_mib=64, pids=128)
-
-
-async def docker_run() -> None:
-    """What the engine itself takes for a container whose first command has run, under the same limits."""
-    command = (
-        "docker", "run", "--rm", "--network", "none", "--memory", "256m", "--memory-swap", "256m",
-        "--pids-limit", "128", "--cpus", "1", "--read-only", "--log-driver", "none", IMAGE, "true",
-    )  # fmt: skip
-    process = await asyncio.create_subprocess_exec(*command)
-    assert await process.wait() == 0
-
-
-def cold_box(made: Engine, template: Template) -> Callable[[], Awaitable[None]]:
-    """Made until its agent answers, then taken away, as `docker run --rm` does."""
-
-    async def once() -> None:
-        sandbox_id = SandboxId(f"bench-{uuid.uuid4().hex[:10]}")
-        spec = SandboxSpec(image=template.image, template=template, limits=LIMITS)
-        box = await made.backend.create(sandbox_id, spec, deadline=time.monotonic() + 60)
-        await box.aclose()
-        await made.backend.destroy(sandbox_id)
-
-    return once
 
 
 def agent_rss_mib() -> list[float]:
@@ -78,19 +53,9 @@ async def run(settings: Settings, repo: Path, commit: str) -> tuple[list[Budget]
     task = Task(id=TaskId("bench"), repo=str(repo), commit=commit, image=IMAGE, prompt="", grader="file_f1")
     async with engine(settings) as made:
         template = await made.templates.template(task, deadline=time.monotonic() + 120)
-        samples = await interleaved(
-            [("docker run --rm", docker_run), ("cold box", cold_box(made, template))], runs=RUNS
-        )
         idle = await idle_memory(made, template)
-    ratio = samples["cold box"].p50 / samples["docker run --rm"].p50
-    return [
-        Budget(
-            name="cold docker box, made and removed, p50", value=ratio, limit=1.15, unit="x", baseline="docker run --rm"
-        ),
-        Budget(
-            name="idle box beyond the engine's cost, RSS", value=idle, limit=8.0, unit="MiB", baseline="none (absolute)"
-        ),
-    ], list(samples.values())
+    name = "idle box beyond the engine's cost, RSS"
+    return [Budget(name=name, value=idle, limit=8.0, unit="MiB", baseline="none (absolute)")], []
 
 
 async def leaks(server: Server, players: list[Trainer], kills: int) -> Budget:

@@ -46,4 +46,5 @@ async def main(url: str, calls: int, in_flight: int, rollouts: int, salt: str) -
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(main(sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]))))  # type: ignore[arg-type]
+    url, calls, in_flight, rollouts, salt = sys.argv[1:]
+    print(json.dumps(asyncio.run(main(url, int(calls), int(in_flight), int(rollouts), salt))))
