@@ -156,9 +156,18 @@ class RewardRange:
     high: float = 1.0
 
 
+DEFAULT_WORKDIR = "/workspace"
+"""Where a box has its repository, unless the task takes one that its image has elsewhere."""
+IMAGE_WORKSPACE = "image:"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One problem. `image` names a box image; `setup` runs once, as root, before the template is sealed."""
+    """One problem. `image` names a box image; `setup` runs once, as root, before the template is sealed.
+
+    `workspace` "": `repo` at `commit`, at /workspace. "image:/path": the repository that the image has at that path, there; `repo` is then
+    empty, and an empty `commit` is what the image has checked out.
+    """
 
     id: TaskId
     repo: str
@@ -181,6 +190,12 @@ class Task:
     """Of the set-up commands."""
     history: str = "full"
     """"full": the commits up to `commit`; "orphan": one commit."""
+    workspace: str = ""
+
+    @property
+    def workdir(self) -> str:
+        """The absolute path of the repository in the box."""
+        return self.workspace.removeprefix(IMAGE_WORKSPACE) or DEFAULT_WORKDIR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import Misconfigured
-from orchestrator.models import Network
+from orchestrator.models import DEFAULT_WORKDIR, Network
 
 
 @dataclass(slots=True)
@@ -32,6 +32,7 @@ class SetupCall:
     tag: str
     network: Network
     timeout_s: float
+    workdir: str = DEFAULT_WORKDIR
 
 
 @dataclass(slots=True)
@@ -51,7 +52,10 @@ class FakeSetup:
         tag: str,
         network: Network,
         timeout_s: float,
+        workdir: str = DEFAULT_WORKDIR,
     ) -> str:
-        self.calls.append(SetupCall(image=image, commands=commands, tag=tag, network=network, timeout_s=timeout_s))
+        self.calls.append(
+            SetupCall(image=image, commands=commands, tag=tag, network=network, timeout_s=timeout_s, workdir=workdir)
+        )
         self.effect(tree, upper)
         return "sha256:" + hashlib.sha256(tag.encode()).hexdigest()
