@@ -158,6 +158,10 @@ class SandboxBackend(Protocol):
 class EgressControl(Protocol):
     """A second Protocol of backends that can give boxes a network (`SandboxSpec.network`); all others refuse such a spec."""
 
+    async def check_network(self) -> None:
+        """Raises Misconfigured, with what to do, where this machine or deployment can grant no list; EngineUnavailable."""
+        ...
+
     async def cut(self, sandbox_id: SandboxId) -> Sequence[NetworkAttempt]:
         """Take the box's network away for good; what it tried so far. Idempotent; a box without a network tried nothing.
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from orchestrator.backends.registry import backend_class
 from orchestrator.cli.housekeeping import kept_tidy
 from orchestrator.cli.identity import handle_secret, host_lock
+from orchestrator.cli.networks import check_networks
 from orchestrator.clusters.local import LocalCluster
 from orchestrator.errors import Draining, Misconfigured
 from orchestrator.graders.registry import grader
@@ -131,6 +132,8 @@ def docker_settings(settings: Settings) -> "DockerSettings":
         start_slots=settings.start_slots,
         memory_limit_mib=settings.memory_limit_mib,
         max_boxes=settings.max_boxes,
+        egress_network=settings.egress_network,
+        egress_dns=settings.egress_dns,
     )
 
 
@@ -189,6 +192,7 @@ async def gateway(settings: Settings) -> AsyncIterator[App]:
         store = await stack.enter_async_context(SqlStore.open(settings.resolved_store_url()))
         made = await stack.enter_async_context(engine(settings))
         show(made.notices)
+        await check_networks(jobs, made.backend)
         await made.tidy()
         await stack.enter_async_context(kept_tidy(settings, made.templates))
         host = await stack.enter_async_context(

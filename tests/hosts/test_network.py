@@ -39,6 +39,9 @@ class Connected(FakeBackend):
         self.granted.append(spec.network)
         return await super().create(sandbox_id, replace(spec, network=Network()), deadline=deadline)
 
+    async def check_network(self) -> None:
+        """Nothing is lacking."""
+
     async def cut(self, sandbox_id: SandboxId) -> Sequence[NetworkAttempt]:
         if self.failures:
             raise self.failures.pop()

@@ -147,6 +147,10 @@ class DockerBackend:
         """Idempotent, also beside others; begun, it goes to its end. Raises EngineUnavailable, SandboxError (still busy: try again)."""
         await finish(self._remove(sandbox_id))
 
+    async def check_network(self) -> None:
+        """See EgressControl."""
+        await self._egress.check()
+
     async def cut(self, sandbox_id: SandboxId) -> Sequence[NetworkAttempt]:
         """See EgressControl."""
         return await finish(self._egress.cut(sandbox_id))
