@@ -26,7 +26,7 @@ func everywhere(visit func(path string, entry fs.DirEntry)) error {
 	})
 }
 
-// writable prints folders in which a file can be made, and files that are mounts of their own and can be written.
+// writable prints folders in which a file can be made, and regular files that are mounts of their own and can be written.
 func writable([]string) error {
 	err := everywhere(func(path string, entry fs.DirEntry) {
 		if !entry.IsDir() || syscall.Access(path, mayWrite) != nil {
@@ -45,7 +45,7 @@ func writable([]string) error {
 		return err
 	}
 	return eachMount(func(target, _, _ string) {
-		if info, err := os.Lstat(target); err == nil && !info.IsDir() && syscall.Access(target, mayWrite) == nil {
+		if info, err := os.Lstat(target); err == nil && info.Mode().IsRegular() && syscall.Access(target, mayWrite) == nil {
 			say(target)
 		}
 	})
