@@ -37,6 +37,7 @@ from orchestrator.backends.docker.spec import (
     volume_name,
     volume_options,
 )
+from orchestrator.backends.machine import three_quarters_of_memory_mib
 from orchestrator.backends.seccomp import profile
 from orchestrator.errors import (
     Misconfigured,
@@ -360,11 +361,3 @@ class DockerBackend:
 
 def _write_config(agent_dir: Path, config: AgentConfig) -> None:
     (agent_dir / CONFIG_NAME).write_bytes(config.to_json())
-
-
-def three_quarters_of_memory_mib() -> int:
-    """Of the machine, from /proc/meminfo: the rest is for the engine, the server and the page cache."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) * 3 // 4 // 1024
-    raise Misconfigured("/proc/meminfo names no MemTotal: set memory_limit_mib")

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.backends.docker.backend import DockerBackend, three_quarters_of_memory_mib
+from orchestrator.backends.docker.backend import DockerBackend
 from orchestrator.backends.docker.engine import Engine
 from orchestrator.backends.docker.settings import DockerSettings
+from orchestrator.backends.machine import three_quarters_of_memory_mib
 from orchestrator.errors import EngineUnavailable, Misconfigured, SandboxLost, StartFailed
 from orchestrator.interfaces import SandboxSpec, Scope, Template
 from orchestrator.models import Limits, SandboxId
