@@ -1,0 +1,198 @@
+"""What a box is in bubblewrap's words: pure functions, from values to a command line."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.agent.config import RUN_DIR, AgentConfig
+from orchestrator.backends.docker.spec import (
+    AGENT_CAPABILITIES,
+    AGENT_PATH,
+    AGENT_PIDS,
+    CONFIG_NAME,
+    HOME,
+    MIB,
+    MIN_FILE_BYTES,
+    MIN_MEMORY_MIB,
+    RESERVED_FOLDERS,
+    SANDBOX_NAME,
+    SHM_BYTES,
+    box_environment,
+)
+from orchestrator.backends.local.root import LINKED, Root
+from orchestrator.backends.local.settings import HOST_IMAGE
+from orchestrator.errors import Misconfigured
+from orchestrator.interfaces import SandboxSpec
+from orchestrator.models import Limits, SandboxId
+from orchestrator.repos.workspace import OverlayVolume, Workspace
+
+HOST_ID = re.compile(r"host:[0-9a-f]{12}")
+"""What the resolver makes of `host`: this machine's programs as they are now."""
+START_CAPABILITY = "SETPCAP"
+"""The agent empties its bounding set with it, at its start, and gives it up with the rest."""
+MASKED = (
+    *("/proc/interrupts", "/proc/kallsyms", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug"),
+    *("/proc/timer_list", "/proc/timer_stats"),
+)
+MASKED_FOLDERS = ("/proc/acpi", "/proc/asound", "/proc/scsi")
+READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
+"""bubblewrap covers these only where it may write to the folder itself; their files are another matter."""
+OVERLAY_SCRIPT = 'mount -t overlay tiltyard -o "$1" "$2" && shift 2 && exec "$@"'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CgroupFiles:
+    """Files of the box's own cgroups that its agent reads: where in the box -> file of this machine."""
+
+    shown: tuple[tuple[str, Path], ...] = ()
+    procs: tuple[Path, ...] = ()
+    """`cgroup.procs` of each cgroup that the box's first process enters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxPlan:
+    """Everything that `command` decides from. `seccomp_fd` and `status_fd` are descriptors that bubblewrap inherits."""
+
+    sandbox_id: SandboxId
+    spec: SandboxSpec
+    workspace: Workspace
+    root: Root
+    agent: Path
+    cgroups: CgroupFiles
+    host_uid: int
+    """Of whoever runs this: 0 gives each box uids of its own."""
+
+
+def one_uid(workspace: Workspace) -> bool:
+    """Whether agent and commands must share a uid: without root there is no second one."""
+    return workspace.uid_count == 1
+
+
+def check_spec(sandbox_id: SandboxId, spec: SandboxSpec, *, any_image: bool) -> None:
+    """Raises Misconfigured for what this backend cannot honour; nothing is ever ignored."""
+    if not SANDBOX_NAME.fullmatch(sandbox_id):
+        raise Misconfigured("a sandbox id has 1 to 63 of a-z, 0-9, '_', '.', '-', and starts with a letter or digit")
+    check_image(spec.image, any_image=any_image)
+    if spec.network.allow:
+        raise Misconfigured(
+            "the local backend gives no box a network: take network.allow off the task, or serve with docker"
+        )
+    folder = spec.workdir.rstrip("/")
+    if not folder.startswith("/") or "/../" in f"{folder}/" or folder in RESERVED_FOLDERS or _inside_host(folder):
+        raise Misconfigured(
+            f"workdir {spec.workdir!r} must be an absolute path in the box, outside of this machine's own folders"
+        )
+    _check_limits(spec.limits)
+
+
+def check_image(image: str, *, any_image: bool) -> None:
+    """Raises Misconfigured, with what to do, for an image where there is none."""
+    if image == HOST_IMAGE or HOST_ID.fullmatch(image) or any_image:
+        return
+    raise Misconfigured(
+        f"image {image!r}: the local backend has no images, only this machine's own programs, as image {HOST_IMAGE!r}; "
+        "name that in the task, or serve with --host-root to run every task over this machine's programs"
+    )
+
+
+def _inside_host(folder: str) -> bool:
+    return any(f"{folder}/".startswith(f"/{top}/") for top in (*LINKED, "usr", "etc", "proc", "sys", "dev", "run"))
+
+
+def _check_limits(limits: Limits) -> None:
+    if limits.memory_mib < MIN_MEMORY_MIB or limits.cpus <= 0 or limits.pids < 1 or limits.open_files < 64:
+        raise Misconfigured(
+            f"limits are too small to start anything: memory_mib >= {MIN_MEMORY_MIB}, cpus > 0, pids >= 1, open_files >= 64"
+        )
+
+
+def agent_config(plan: BoxPlan) -> AgentConfig:
+    """What the box's agent is told. Grader boxes alone may run a command as the agent itself."""
+    return AgentConfig(
+        uid_base=plan.workspace.uid_base,
+        uid_count=plan.workspace.uid_count,
+        workspace=plan.spec.workdir,
+        home=HOME,
+        mode="one_uid" if one_uid(plan.workspace) else "split",
+        allow_root_exec=plan.spec.grader,
+        env=box_environment({"LANG": "C.UTF-8"}),
+    )
+
+
+def command(plan: BoxPlan, *, seccomp_fd: int, status_fd: int) -> list[str]:
+    """The whole command line of the box's first process on this machine: limits, then (without root) the overlay, then bubblewrap."""
+    inner = [*_limited(plan), "bwrap", *_namespaces(plan), *_files(plan)]
+    inner += ["--seccomp", str(seccomp_fd), "--json-status-fd", str(status_fd), "--chdir", "/", "--"]
+    inner += [AGENT_PATH, "serve", "--config", f"{RUN_DIR}/{CONFIG_NAME}"]
+    if not plan.host_uid:
+        return inner
+    # A user namespace of the box's own: its process limit counts in there, and what is mounted there goes with it and shows nowhere else.
+    unshared = ["unshare", "--user", "--map-root-user", "--mount", "--"]
+    mount = plan.workspace.workspace_mount
+    if not isinstance(mount, OverlayVolume):
+        return [*unshared, *inner]
+    options = f"lowerdir={':'.join(mount.lowers)},upperdir={mount.upper},workdir={mount.work},userxattr"
+    return [*unshared, "sh", "-ec", OVERLAY_SCRIPT, "overlay", options, str(merged(plan.workspace)), *inner]
+
+
+def merged(workspace: Workspace) -> Path:
+    """Where the form without root mounts its overlay, in a mount namespace of the box's own."""
+    return workspace.root / "merged"
+
+
+def _limited(plan: BoxPlan) -> list[str]:
+    limits = plan.spec.limits
+    file_bytes = max(limits.disk_mib * MIB, MIN_FILE_BYTES)
+    arguments = [f"--nofile={limits.open_files}", "--core=0", f"--fsize={file_bytes}"]
+    if one_uid(plan.workspace):
+        # The kernel counts a uid's processes per user namespace, so that this holds for the box alone; there is no cgroup to do it.
+        arguments += [f"--nproc={limits.pids + AGENT_PIDS}", f"--data={limits.memory_mib * MIB}"]
+    else:
+        arguments.append(f"--nproc={limits.pids}")
+    return ["prlimit", *arguments, "--"]
+
+
+def _namespaces(plan: BoxPlan) -> list[str]:
+    arguments = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+    arguments += ["--hostname", "sandbox", "--new-session", "--die-with-parent", "--as-pid-1", "--clearenv"]
+    arguments += ["--cap-drop", "ALL"]
+    if plan.host_uid:
+        uid = str(plan.workspace.uid_base)
+        return [*arguments, "--unshare-user", "--uid", uid, "--gid", uid, "--disable-userns"]
+    for name in (*AGENT_CAPABILITIES, START_CAPABILITY):
+        arguments += ["--cap-add", f"CAP_{name}"]
+    return arguments
+
+
+def _files(plan: BoxPlan) -> list[str]:
+    workspace, root = plan.workspace, plan.root
+    arguments: list[str] = []
+    for place, source in root.binds.items():
+        arguments += ["--ro-bind", str(source), place]
+    for place, text in root.links.items():
+        arguments += ["--symlink", text, place]
+    arguments += ["--ro-bind", str(root.etc), "/etc", "--proc", "/proc"]
+    for path in READ_ONLY:
+        arguments += ["--ro-bind-try", path, path]
+    for path in root.masked:
+        arguments += ["--ro-bind", "/dev/null", path]
+    for path in root.masked_folders:
+        arguments += ["--size", "4096", "--tmpfs", path, "--remount-ro", path]
+    arguments += ["--dev", "/dev", "--perms", "1777", "--size", str(SHM_BYTES), "--tmpfs", "/dev/shm"]  # noqa: S108
+    arguments += ["--remount-ro", "/dev"]
+    for place, source in plan.cgroups.shown:
+        arguments += ["--ro-bind", str(source), place]
+    arguments += ["--ro-bind", str(plan.agent), AGENT_PATH, "--bind", str(workspace.agent_dir), RUN_DIR]
+    arguments += ["--bind", str(workspace.tmp), "/tmp", "--bind", str(workspace.home), HOME]  # noqa: S108
+    return [*arguments, "--bind", str(_workspace_source(workspace)), plan.spec.workdir, "--remount-ro", "/"]
+
+
+def _workspace_source(workspace: Workspace) -> Path:
+    mount = workspace.workspace_mount
+    return merged(workspace) if isinstance(mount, OverlayVolume) else mount.path
+
+
+def entry(plan: BoxPlan) -> Sequence[str]:
+    """cgroups that the launcher enters before it runs the command."""
+    return [str(path) for path in plan.cgroups.procs]
