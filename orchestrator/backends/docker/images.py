@@ -59,6 +59,7 @@ class SetupPlan:
     wire: Wire | None
     owner: str
     seccomp: str
+    runtime: str
     labels: Mapping[str, str]
 
 
@@ -100,6 +101,7 @@ def setup_spec(plan: SetupPlan) -> dict[str, JsonValue]:
                     "VolumeOptions": {"NoCopy": True},
                 }
             ],
+            "Runtime": plan.runtime,
             "LogConfig": {"Type": "json-file", "Config": {"max-size": LOG_BYTES, "max-file": "1"}},
             "RestartPolicy": {"Name": "no"},
             "AutoRemove": False,
@@ -177,6 +179,7 @@ class DockerImages:
                 wire=await self._egress.join(name, network, hostname=HOSTNAME, labels={}) if network.allow else None,
                 owner="" if os.geteuid() == 0 else f"{os.geteuid()}:{os.getegid()}",
                 seccomp=seccomp,
+                runtime=self._settings.runtime,
                 labels=self._labels(),
             )
             return await self._run(name, plan, tree=tree, upper=upper, tag=tag, timeout_s=timeout_s)
