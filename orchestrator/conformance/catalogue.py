@@ -7,6 +7,7 @@ from orchestrator.conformance import (
     delta_checks,
     exec_checks,
     file_checks,
+    hostile_checks,
     isolation_checks,
     kill_checks,
     life_checks,
@@ -28,6 +29,7 @@ MODULES = (
     delta_checks,
     isolation_checks,
     limit_checks,
+    hostile_checks,
     life_checks,
 )
 

@@ -12,6 +12,11 @@ NO_KERNEL = "the fake backend runs no programs: there is no kernel, process, net
 NO_USERS = "the fake backend has no users: a principal is a name, and nothing is kept from it"
 NO_IMAGES = "the fake backend has no images: any name will do"
 
+NO_LANGUAGE = (
+    "the fake box's shell knows no functions, here-documents and options: it is there to drive hosts and tools"
+)
+NO_TERMINALS = "the fake backend has no terminals"
+
 _NEEDS_A_KERNEL = (
     "isolation/loopback-works",
     "isolation/no-network-interface",
@@ -55,10 +60,37 @@ _FAKE: Mapping[str, str] = {
     **dict.fromkeys(_NEEDS_A_KERNEL, NO_KERNEL),
     "life/trusted-files-and-processes-are-out-of-reach": NO_USERS,
     "life/missing-image-is-refused": NO_IMAGES,
+    "session/functions-are-kept": NO_LANGUAGE,
+    "session/here-documents-work": NO_LANGUAGE,
+    "session/errexit-ends-it": NO_LANGUAGE,
+    "session/a-terminal-on-request": NO_TERMINALS,
+    "session/a-session-does-not-change-its-terminal": NO_TERMINALS,
 }
 _DOCKER: Mapping[str, str] = {}
 
-GAPS: Mapping[str, Mapping[str, str]] = MappingProxyType({"fake": _FAKE, "docker": _DOCKER})
+GVISOR_SILENT = "gVisor tells neither ambient capabilities nor no_new_privs in /proc; both hold: prctl and capget show it from inside"
+GVISOR_FILTER = "gVisor applies no filter of ours in the box: such calls reach its own kernel, never the machine's, before which its own filter stands"
+GVISOR_DEVICES = "gVisor has devices fuse and net/tun of its own, and mounts its /dev/shm without nodev; none can be used or made without capabilities"
+GVISOR_NAMESPACES = "gVisor's kernels number their namespaces alike; that boxes share none is seen by what they do"
+GVISOR_MEMORY = "gVisor keeps a box's memory in one process: above the limit the whole box ends, as the agent's doing"
+GVISOR_TIME = "gVisor counts a throttled thread's time as used; by the machine's count the limit holds"
+_DOCKER_RUNSC: Mapping[str, str] = {
+    "isolation/posture-can-be-read": GVISOR_SILENT,
+    "isolation/commands-have-no-capabilities": GVISOR_SILENT,
+    "isolation/no-new-privileges-and-a-filter": GVISOR_FILTER,
+    "isolation/dangerous-system-calls-are-refused": GVISOR_FILTER,
+    "isolation/namespaces-cannot-be-made": GVISOR_FILTER,
+    "isolation/writable-places-hold-no-privilege": GVISOR_DEVICES,
+    "isolation/only-harmless-devices": GVISOR_DEVICES,
+    "isolation/namespaces-are-the-boxs-own": GVISOR_NAMESPACES,
+    "limits/memory-above-the-limit-kills-the-command": GVISOR_MEMORY,
+    "limits/processor-time-is-limited": GVISOR_TIME,
+}
+"""`tests/backends/docker/test_gvisor.py` looks at what stands behind each."""
+
+GAPS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {"fake": _FAKE, "docker": _DOCKER, "docker-runsc": _DOCKER_RUNSC, "docker-runsc-busybox": _DOCKER_RUNSC}
+)
 """By subject; one that is not named has none."""
 
 

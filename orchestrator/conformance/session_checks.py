@@ -74,8 +74,8 @@ async def folder_and_variables_are_kept(rig: Rig) -> None:
     """Working directory and variables, exported ones too, are there in the next call."""
     async with talk(rig) as session:
         await session.text("mkdir deep; cd deep; A=1; export B='two words'")
-        told = await session.text('pwd; echo "$A $B"; env | grep ^B=')
-        expect.that(told.endswith("/deep\n1 two words\nB=two words\n"), f"folder and variables, found {told!r}")
+        told = await session.text('pwd; echo "$A $B"; sh -c "echo \\$B"')
+        expect.that(told.endswith("/deep\n1 two words\ntwo words\n"), f"folder and variables, found {told!r}")
 
 
 @GROUP.positive()
@@ -282,7 +282,8 @@ async def a_time_out_spares_earlier_background_work(rig: Rig) -> None:
 async def output_is_capped(rig: Rig) -> None:
     """Head and tail of a flood are kept, the cut is stated, and the next call has none of it."""
     async with talk(rig) as session:
-        flood = (await session.run("head -c 300000 /dev/zero | tr '\\0' x; echo END", limit=1000)).output
+        await session.box.write("flood", b"x" * 300_000)
+        flood = (await session.run("cat flood; echo END", limit=1000)).output
         expect.equal((len(flood.head), flood.tail[-4:], flood.total_bytes), (500, b"END\n", 300_004), "the kept output")
         endless = await session.run("yes", timeout_s=0.6, limit=4096)
         expect.that(endless.timed_out and endless.output.cut_bytes > 0, "a time-out with cut output")
@@ -316,7 +317,8 @@ async def a_removed_folder_is_no_end(rig: Rig) -> None:
     """A session whose folder was removed can go elsewhere."""
     async with talk(rig) as session:
         await session.run("mkdir gone; cd gone; rmdir ../gone")
-        expect.equal(await session.text("cd /; pwd"), "/\n", "where it went")
+        told = await session.text("cd /; pwd")
+        expect.that(told.endswith("/\n"), f"to be in /, found {told!r}")  # a shell may complain first
 
 
 @GROUP.positive()

@@ -12,6 +12,8 @@ from orchestrator.backends.fake import files, moves
 from orchestrator.backends.fake.faults import DiesLater, died
 from orchestrator.backends.fake.machine import UID_COUNT, Machine
 from orchestrator.backends.fake.places import Places
+from orchestrator.backends.fake.process import CommandResult
+from orchestrator.backends.fake.sessions import Sessions
 from orchestrator.backends.fake.tree import Dir, File, Refusal, Tree
 from orchestrator.errors import AgentProtocolError, ReplayDiverged, RolloutClosed, SandboxDead, SandboxLost, StaleLease
 from orchestrator.interfaces import Lease, SandboxSpec
@@ -20,7 +22,6 @@ from orchestrator.operations import (
     Delta,
     Edit,
     Exec,
-    ExecResult,
     Failure,
     FailureCode,
     Freeze,
@@ -35,11 +36,12 @@ from orchestrator.operations import (
     Put,
     Read,
     Search,
+    Session,
     Write,
 )
 
 MIB = 1024 * 1024
-Done = OperationResult | asyncio.Future[ExecResult]
+Done = OperationResult | asyncio.Future[CommandResult]
 HOST_OWN = (Put, Get, Delta, Freeze)
 """Operations that are not journaled."""
 
@@ -66,6 +68,7 @@ class FakeBox:
         "_frozen",
         "_lease",
         "_machine",
+        "_sessions",
         "_tombstones",
         "_tree",
         "_uid_base",
@@ -105,6 +108,7 @@ class FakeBox:
         self._tombstones: set[CallKey] = set()
         self._tree: Tree | None = None
         self._machine: Machine | None = None
+        self._sessions: Sessions | None = None
 
     # Life
 
@@ -133,7 +137,7 @@ class FakeBox:
         self.kill(dead=False)
         if self._machine is not None:
             await self._machine.end()
-        self._tree, self._machine = None, None
+        self._tree, self._machine, self._sessions = None, None, None
 
     async def quiet(self) -> None:
         """Return when no process is left."""
@@ -218,6 +222,8 @@ class FakeBox:
             return NoteResult(data=op.data)
         if isinstance(op, Exec):
             return _forbidden(op, self.spec) or self.machine().start(op, extra_s=extra_s)
+        if isinstance(op, Session):
+            return self.sessions().start(op, extra_s=extra_s)
         try:
             return _file_operation(self.tree(), self.places, op)
         except Refusal as refusal:
@@ -246,6 +252,11 @@ class FakeBox:
             self._machine = Machine(self.tree(), self.places, self._uid_base)
         return self._machine
 
+    def sessions(self) -> Sessions:
+        if self._sessions is None:
+            self._sessions = Sessions(self.machine())
+        return self._sessions
+
 
 def _furnish(tree: Tree, places: Places, base: Dir | None) -> None:
     tree.mount(
@@ -256,7 +267,7 @@ def _furnish(tree: Tree, places: Places, base: Dir | None) -> None:
     tree.mount(places.workspace, base or Dir(owner=tree))
 
 
-def _settled(future: "asyncio.Future[ExecResult]") -> bool:
+def _settled(future: "asyncio.Future[CommandResult]") -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
 
 
@@ -265,6 +276,8 @@ def _same(first: Operation, again: Operation) -> bool:
     if isinstance(first, Note) and isinstance(again, Note):
         return True
     if isinstance(first, Exec) and isinstance(again, Exec):
+        return replace(first, timeout_s=0.0) == replace(again, timeout_s=0.0)
+    if isinstance(first, Session) and isinstance(again, Session):
         return replace(first, timeout_s=0.0) == replace(again, timeout_s=0.0)
     return first == again
 

@@ -22,7 +22,7 @@ def test(shell: Shell, args: list[str]) -> int:
         case ["-z", text]:
             return int(bool(text))
         case [option, path] if option.startswith("-"):
-            return int(not _is(option, path, shell))
+            return int(option == "-t" or not _is(option, path, shell))  # no descriptor is a terminal
         case [text]:
             return int(not text)
         case []:

@@ -2,11 +2,12 @@
 
 import asyncio
 import posixpath
-from collections.abc import Coroutine, Generator, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from orchestrator.backends.fake.places import Places
-from orchestrator.backends.fake.process import CANNOT_BE_IGNORED, Job, Shell, ShellExit, Steps
+from orchestrator.backends.fake.process import CANNOT_BE_IGNORED, CommandResult, Job, Shell, ShellExit, Steps
 from orchestrator.backends.fake.programs import PROGRAMS
 from orchestrator.backends.fake.shell import call, find
 from orchestrator.backends.fake.streams import Capped, Signalled, Sink, Source
@@ -16,6 +17,7 @@ from orchestrator.operations import Exec, ExecResult, Failure, FailureCode
 EVENTS_BYTES = 4 * 1024 * 1024
 """Kept of what a command writes to descriptor 3 (docs/agent-protocol.md)."""
 UID_COUNT = 64
+AnyEnd = TypeVar("AnyEnd")
 FIRST_PID = 2
 BASE_ENV = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -27,11 +29,12 @@ BASE_ENV = {
     "GIT_PAGER": "cat",
 }
 
-Waits = Generator[float | Job, None, "_End"]
+Waits = Generator[float | Job, None, "End"]
+"""A body on its way; it ends as an `End`."""
 
 
 @dataclass(frozen=True, slots=True)
-class _End:
+class End:
     exit_code: int | None
     signal: str | None = None
 
@@ -54,16 +57,18 @@ class _Process:
 class Machine:
     """The processes of one box."""
 
-    __slots__ = ("_next_pid", "places", "processes", "tree", "uid_base")
+    __slots__ = ("_next_pid", "listeners", "places", "processes", "tree", "uid_base")
 
     def __init__(self, tree: Tree, places: Places, uid_base: int) -> None:
         self.tree = tree
         self.places = places
         self.uid_base = uid_base
         self.processes: dict[int, _Process] = {}
+        self.listeners: list[Callable[[int, str], bool]] = []
+        """Asked about a signal for a pid that is no running process; true: it was theirs."""
         self._next_pid = FIRST_PID
 
-    def start(self, op: Exec, *, extra_s: float = 0.0) -> "ExecResult | Failure | asyncio.Future[ExecResult]":
+    def start(self, op: Exec, *, extra_s: float = 0.0) -> "CommandResult | asyncio.Future[CommandResult]":
         """Begin a command; a future is there only where it has to wait. `extra_s` is waited first."""
         return Command(self, op).start(extra_s)
 
@@ -81,8 +86,8 @@ class Machine:
     def run(
         self,
         process: "_Process",
-        body: Coroutine[None, None, ExecResult | None],
-        done: "asyncio.Future[ExecResult] | None",
+        body: Coroutine[None, None, CommandResult | None],
+        done: "asyncio.Future[CommandResult] | None",
     ) -> None:
         """Give `process` a task; `done` gets what it ends as, also where it was killed before its first step."""
         process.task = asyncio.create_task(body)
@@ -93,7 +98,7 @@ class Machine:
         self,
         process: "_Process",
         task: Job,
-        done: "asyncio.Future[ExecResult] | None",
+        done: "asyncio.Future[CommandResult] | None",
     ) -> None:
         self.processes.pop(process.pid, None)
         if done is None or done.done():
@@ -143,7 +148,7 @@ class Command:
         self.stderr = Capped(self.op.output_limit_bytes)
         self.events = Capped(EVENTS_BYTES)
 
-    def start(self, extra_s: float) -> "ExecResult | Failure | asyncio.Future[ExecResult]":
+    def start(self, extra_s: float) -> "CommandResult | asyncio.Future[CommandResult]":
         try:
             shell = self._shell()
         except Refusal as refusal:
@@ -155,7 +160,7 @@ class Command:
             first = next(waits)
         except StopIteration as ended:
             return self._result(ended.value)
-        done: asyncio.Future[ExecResult] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[CommandResult] = asyncio.get_running_loop().create_future()
         self.machine.run(self.main, self._finish(waits, first), done)
         return done
 
@@ -189,27 +194,27 @@ class Command:
         try:
             if extra_s:
                 yield extra_s
-            return _End((yield from call(shell, list(self.op.argv))))
+            return End((yield from call(shell, list(self.op.argv))))
         except ShellExit as leaving:
-            return _End(leaving.status)
+            return End(leaving.status)
         except Signalled as ended:
-            return _End(None, ended.signal)
+            return End(None, ended.signal)
 
-    async def _finish(self, waits: Waits, first: float | Job) -> ExecResult | None:
+    async def _finish(self, waits: Waits, first: float | Job) -> CommandResult | None:
         try:
             async with asyncio.timeout(self.op.timeout_s):
-                return self._result(await _driven(waits, first))
+                return self._result(await driven(waits, first))
         except TimeoutError:
             for process in self._mine():
                 process.take("SIGKILL")
-            return self._result(_End(None, "SIGKILL"), timed_out=True)
+            return self._result(End(None, "SIGKILL"), timed_out=True)
         finally:
             waits.close()
 
-    def killed(self, signal: str) -> ExecResult:
-        return self._result(_End(None, signal))
+    def killed(self, signal: str) -> CommandResult:
+        return self._result(End(None, signal))
 
-    def _result(self, end: _End, *, timed_out: bool = False) -> ExecResult:
+    def _result(self, end: "End", *, timed_out: bool = False) -> CommandResult:
         for stream in (self.stdout, self.stderr, self.events):
             stream.closed = True
         events = self.events.output()
@@ -240,7 +245,7 @@ class Command:
 
     async def _beside(self, waits: Waits) -> None:
         try:
-            await _driven(waits, 0.0)
+            await driven(waits, 0.0)
         finally:
             waits.close()
 
@@ -259,7 +264,7 @@ class Command:
             return self._signal_self(by, signal)
         process = self.machine.processes.get(abs(pid))
         if process is None:
-            return False
+            return any(listener(abs(pid), signal) for listener in self.machine.listeners)
         if signal != "0" and (signal == CANNOT_BE_IGNORED or signal not in process.command.ignored):
             process.take(signal)
         return True
@@ -274,15 +279,20 @@ class Command:
         del pid
         self.ignored.add(signal)
 
+    def heed(self, pid: int, signal: str) -> None:
+        del pid
+        self.ignored.discard(signal)
+
 
 def _ended(steps: Steps) -> Waits:
     try:
-        return _End((yield from steps))
+        return End((yield from steps))
     except Signalled as ended:
-        return _End(None, ended.signal)
+        return End(None, ended.signal)
 
 
-async def _driven(waits: Waits, first: float | Job) -> _End:
+async def driven(waits: Generator[float | Job, None, AnyEnd], first: float | Job) -> AnyEnd:
+    """Go through a body that has to wait: what it ends as."""
     waited = first
     while True:
         if isinstance(waited, asyncio.Task):
@@ -292,7 +302,7 @@ async def _driven(waits: Waits, first: float | Job) -> _End:
         try:
             waited = next(waits)
         except StopIteration as done:
-            end: _End = done.value
+            end: AnyEnd = done.value
             return end
 
 

@@ -8,9 +8,10 @@ from typing import Protocol
 from orchestrator.backends.fake.places import Places
 from orchestrator.backends.fake.streams import Nothing, Sink, Source, ToFile
 from orchestrator.backends.fake.tree import Dir, File, Node, Refusal, Symlink, Tree
-from orchestrator.operations import ExecResult, FailureCode
+from orchestrator.operations import ExecResult, Failure, FailureCode, SessionResult
 
-Job = asyncio.Task[ExecResult | None]
+CommandResult = ExecResult | SessionResult | Failure
+Job = asyncio.Task[CommandResult | None]
 """What carries a process that has to wait."""
 Steps = Generator[float | Job, None, int]
 
@@ -55,6 +56,10 @@ class Kernel(Protocol):
         ...
 
     def ignore(self, pid: int, signal: str) -> None: ...
+
+    def heed(self, pid: int, signal: str) -> None:
+        """Undo `ignore`."""
+        ...
 
 
 Program = Callable[["Shell", list[str]], "int | Steps"]

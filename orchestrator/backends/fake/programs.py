@@ -141,10 +141,11 @@ def _signal_name(text: str) -> str:
 
 
 def trap(shell: Shell, args: list[str]) -> int:
-    if not args or args[0] != "":
-        raise Complaint("the fake box's trap can only ignore: trap '' NAME..", 2)
+    if not args or args[0] not in ("", "-"):
+        raise Complaint("the fake box's trap can only ignore, and undo that: trap '' NAME.., trap - NAME..", 2)
+    change = shell.kernel.heed if args[0] else shell.kernel.ignore
     for name in args[1:]:
-        shell.kernel.ignore(shell.pid, _signal_name(name))
+        change(shell.pid, _signal_name(name))
     return 0
 
 

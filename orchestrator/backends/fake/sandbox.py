@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from orchestrator.backends.fake.box import HOST_OWN, FakeBox
 from orchestrator.backends.fake.faults import Faults, Lies, LostReply, ReplyLost, SlowExec
+from orchestrator.backends.fake.process import CommandResult
 from orchestrator.errors import AgentProtocolError, SandboxLost
 from orchestrator.interfaces import Lease
 from orchestrator.models import CallKey, Epoch, OpId, PendingCall, RolloutKey, SandboxId
-from orchestrator.operations import Exec, ExecResult, Failure, FailureCode, Freeze, Operation, OperationResult, Write
+from orchestrator.operations import Exec, Failure, FailureCode, Freeze, Operation, OperationResult, Session, Write
 
 MAX_CARRIED_BYTES = 3 * 1024 * 1024
 """What of an operation fits into a body of 4 MiB as base64."""
@@ -82,7 +83,7 @@ class FakeSandbox:
         if self._faults.of(LostReply, operation, self.id):
             raise ReplyLost("the connection to the box broke before its reply came (ordered fault)")
 
-    async def _answer(self, op_id: OpId, running: "asyncio.Future[ExecResult]", deadline: float) -> OperationResult:
+    async def _answer(self, op_id: OpId, running: "asyncio.Future[CommandResult]", deadline: float) -> OperationResult:
         """Wait for a running command, no longer than `deadline`; a cancelled caller leaves it running."""
         await asyncio.wait([running], timeout=max(0.0, deadline - time.monotonic()))
         if not running.done():
@@ -94,4 +95,12 @@ class FakeSandbox:
 
 
 def _size_bytes(op: Operation) -> int:
-    return len(op.stdin) if isinstance(op, Exec) else len(op.data) if isinstance(op, Write) else 0
+    match op:
+        case Exec():
+            return len(op.stdin)
+        case Session():
+            return len(op.script)
+        case Write():
+            return len(op.data)
+        case _:
+            return 0
