@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 DEFAULT_IMAGE = "tiltyard/python:3.11"
+HOST_IMAGE = "host"
+"""The only one of the local backend."""
 
 NO_KERNEL = "the fake backend runs no programs: there is no kernel, process, network or /proc to look at"
 NO_USERS = "the fake backend has no users: a principal is a name, and nothing is kept from it"
@@ -69,8 +71,8 @@ _FAKE: Mapping[str, str] = {
 _DOCKER: Mapping[str, str] = {}
 
 GVISOR_SILENT = "gVisor tells neither ambient capabilities nor no_new_privs in /proc; both hold: prctl and capget show it from inside"
-GVISOR_FILTER = "gVisor applies no filter of ours in the box: such calls reach its own kernel, never the machine's, before which its own filter stands"
-GVISOR_DEVICES = "gVisor has devices fuse and net/tun of its own, and mounts its /dev/shm without nodev; none can be used or made without capabilities"
+GVISOR_FILTER = "gVisor applies no filter of ours in the box: such calls reach its own kernel, not the machine's, before which its own filter stands"
+GVISOR_DEVICES = "gVisor has devices fuse and net/tun of its own, and mounts its /dev/shm without nodev; none can be used without capabilities"
 GVISOR_NAMESPACES = "gVisor's kernels number their namespaces alike; that boxes share none is seen by what they do"
 GVISOR_MEMORY = "gVisor keeps a box's memory in one process: above the limit the whole box ends, as the agent's doing"
 GVISOR_TIME = "gVisor counts a throttled thread's time as used; by the machine's count the limit holds"
@@ -100,5 +102,5 @@ def subject(backend: str, *, runtime: str = "", image: str = DEFAULT_IMAGE) -> s
     `docker`, `docker-runsc`, `docker-busybox`, `docker-runsc-busybox`, `fake`, `local`.
     """
     name = image.rpartition("/")[2].partition("@")[0].partition(":")[0]
-    parts = (backend, "" if runtime == "runc" else runtime, "" if image == DEFAULT_IMAGE else name)
+    parts = (backend, "" if runtime == "runc" else runtime, "" if image in (DEFAULT_IMAGE, HOST_IMAGE) else name)
     return "-".join(filter(None, parts))
