@@ -36,11 +36,17 @@ def _runsc() -> str:
 
 
 @cache
+def _bwrap() -> str:
+    return "" if shutil.which("bwrap") else "no bwrap command"
+
+
+@cache
 def _libseccomp() -> str:
     return "" if ctypes.util.find_library("seccomp") else "no libseccomp"
 
 
 PROBES: dict[str, Callable[[], str]] = {
+    "bwrap": _bwrap,
     "libseccomp": _libseccomp,
     "docker": _docker,
     "root": _root,
