@@ -48,8 +48,8 @@ async def guard(namespace: Path, rules: str) -> None:
 
 
 async def own_addresses() -> tuple[str, ...]:
-    """This machine's addresses that lie in no refused range, in order. Raises StartFailed."""
-    found = json.loads(await _run("ip", "-json", "address", "show"))
+    """This machine's IPv4 addresses that lie in no refused range, in order. Raises StartFailed."""
+    found = json.loads(await _run("ip", "-json", "-4", "address", "show"))
     here = {str(each["local"]) for link in found for each in link.get("addr_info", [])}
     return tuple(sorted(address for address in here if not refused(address)))
 

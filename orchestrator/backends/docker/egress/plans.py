@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator.backends.docker.spec import MASKED_PATHS, MIB, READONLY_PATHS
-from orchestrator.egress.addresses import REFUSED_IPV4, REFUSED_IPV6
+from orchestrator.egress.addresses import REFUSED_IPV4
 from orchestrator.egress.names import WILDCARD
 from orchestrator.models import JsonValue, Network, canonical_json
 
@@ -40,7 +40,7 @@ SAFE_METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyPlan:
     """Everything a proxy is decided from. `uplink`: the engine's network it goes out by; `dns`: resolvers, empty for the engine's own;
-    `own`: this machine's addresses."""
+    `own`: this machine's IPv4 addresses outside the refused ranges. There is no IPv6 in any of these namespaces, and squid asks for none."""
 
     network: Network
     uplink: str
@@ -95,7 +95,7 @@ def squid_conf(plan: ProxyPlan) -> str:
         "acl boxes src " + POOL,
         "acl listed dstdomain -n " + " ".join(names),
         "acl apex dstdomain -n " + apex,
-        "acl refused dst " + " ".join((*REFUSED_IPV4, *REFUSED_IPV6, *plan.own)),
+        "acl refused dst " + " ".join((*REFUSED_IPV4, *plan.own)),
         "acl tunnel method CONNECT",
         "acl methods method CONNECT " + SAFE_METHODS,
         "acl http proto HTTP",
@@ -190,6 +190,8 @@ def firewall(plan: ProxyPlan) -> str:
         f"-A INPUT -i b+ {refuse}",
         f"-A INPUT -i {UPLINK} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
         f"-A OUTPUT -o b+ -s {GATE} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+        # Told at once what is refused below, instead of waiting for an answer.
+        "-A OUTPUT -o lo -p icmp -m conntrack --ctstate RELATED -j ACCEPT",
         f"-A OUTPUT -o lo -d {ENGINE_DNS} -j ACCEPT",
         f"-A OUTPUT -o lo -s {ENGINE_DNS} -j ACCEPT",
         # squid talks to its helper over loopback; a service would listen on a port below these.
@@ -199,8 +201,7 @@ def firewall(plan: ProxyPlan) -> str:
         lines += [
             f"-A OUTPUT -o {UPLINK} -d {resolver} -p {protocol} --dport 53 -j ACCEPT" for protocol in ("udp", "tcp")
         ]
-    own = [address for address in plan.own if ":" not in address]
-    lines += [f"-A OUTPUT -d {reach} {refuse}" for reach in (*REFUSED_IPV4, *own)]
+    lines += [f"-A OUTPUT -d {reach} {refuse}" for reach in (*REFUSED_IPV4, *plan.own)]
     ports = ",".join(map(str, plan.network.ports))
     lines += [f"-A OUTPUT -o {UPLINK} -p tcp -m multiport --dports {ports} -j ACCEPT", f"-A OUTPUT {refuse}", "COMMIT"]
     return "\n".join(lines) + "\n"
