@@ -16,7 +16,7 @@ from orchestrator.agent.binary import agent_binary
 from orchestrator.backends.docker.agent_binary import install_agent
 from orchestrator.backends.docker.finish import finish
 from orchestrator.backends.local import box, callfilter, cgroups, notices, processes, root
-from orchestrator.backends.local.box import Parts
+from orchestrator.backends.local.box import Ground, Parts
 from orchestrator.backends.local.settings import LocalSettings
 from orchestrator.backends.local.spec import MASKED, MASKED_FOLDERS, check_spec
 from orchestrator.backends.machine import three_quarters_of_memory_mib
@@ -56,7 +56,13 @@ class LocalBackend:
         self._workspaces = workspaces
         self._slots = asyncio.Semaphore(settings.start_slots)
         self._making: dict[SandboxId, float] = {}
+        self._ground = Ground(
+            boxes=settings.state_dir.resolve() / BOXES,
+            cgroups=cgroups.Cgroups(settings.deployment),
+            limiter=CapacityLimiter(box.PARALLEL),
+        )
         self._parts: Parts | None = None
+        self._notices: tuple[str, ...] = ()
         self._watch: asyncio.Task[None] | None = None
 
     @property
@@ -67,18 +73,13 @@ class LocalBackend:
     @property
     def notices(self) -> tuple[str, ...]:
         """What an operator must read at every start."""
-        return notices.notices(self._settings, self.parts.cgroups.hierarchies, rooted=os.geteuid() == 0)
-
-    @property
-    def parts(self) -> Parts:
-        """What boxes are made from. Raises Misconfigured before the machine was looked at."""
-        if self._parts is None:
-            raise Misconfigured("the local backend was not entered")
-        return self._parts
+        return self._notices
 
     async def __aenter__(self) -> Self:
         """Raises Misconfigured when this machine lacks what a box needs: nothing is left out silently."""
-        self._parts = await asyncio.to_thread(_read_parts, self._settings)
+        self._parts = await asyncio.to_thread(read_parts, self._settings)
+        hierarchies = await asyncio.to_thread(lambda: self._ground.cgroups.hierarchies)
+        self._notices = notices.notices(self._settings, hierarchies, rooted=os.geteuid() == 0)
         if isinstance(self._workspaces, PlainWorkspaces):
             self._watch = asyncio.create_task(watch_space(self._workspaces, self._end), name="watch boxes' space")
         return self
@@ -111,11 +112,11 @@ class LocalBackend:
 
     async def attach(self, sandbox_id: SandboxId) -> Sandbox:
         """A box made earlier. Raises SandboxLost, SandboxDead."""
-        folder = BoxFolder(self.parts.boxes / sandbox_id)
+        folder = BoxFolder(self._ground.boxes / sandbox_id)
         record = await asyncio.to_thread(processes.read_record, folder.root)
         if record is None or not await asyncio.to_thread(processes.lives, record.process):
             raise await self._explain_loss(sandbox_id)
-        return box.client_of(self.parts, sandbox_id, folder.agent, lambda: self._explain_loss(sandbox_id))
+        return box.client_of(sandbox_id, folder.agent, lambda: self._explain_loss(sandbox_id))
 
     async def destroy(self, sandbox_id: SandboxId) -> None:
         """Idempotent, also beside others; begun, it goes to its end. Raises SandboxError (still busy: try again)."""
@@ -124,7 +125,7 @@ class LocalBackend:
     async def owned(self) -> Sequence[OwnedSandbox]:
         """Every box of this deployment that left a folder, a mount, a process or a cgroup."""
         found = {name: OwnedSandbox(id=name, created_at=at, running=False) for name, at in self._making.items()}
-        names = {*await self._workspaces.owned(), *await asyncio.to_thread(self.parts.cgroups.names)}
+        names = {*await self._workspaces.owned(), *await asyncio.to_thread(self._ground.cgroups.names)}
         for name in names:
             found[name] = await asyncio.to_thread(self._listed, name, found.get(name))
         return [found[name] for name in sorted(found)]
@@ -135,7 +136,7 @@ class LocalBackend:
         return Capacity(memory_mib=memory_mib, boxes=self._settings.max_boxes, start_slots=self._settings.start_slots)
 
     def _listed(self, name: SandboxId, making: OwnedSandbox | None) -> OwnedSandbox:
-        folder = self.parts.boxes / name
+        folder = self._ground.boxes / name
         record = processes.read_record(folder)
         if record is not None:
             return OwnedSandbox(id=name, created_at=record.created_at, running=processes.lives(record.process))
@@ -147,10 +148,14 @@ class LocalBackend:
         return OwnedSandbox(id=name, created_at=made_at, running=False)
 
     async def _make(self, sandbox_id: SandboxId, spec: SandboxSpec, deadline: float) -> Sandbox:
+        if self._parts is None:
+            raise Misconfigured("the local backend was not entered: nothing is known of this machine")
         expires_at = time.time() + self._settings.lifetime_s
         workspace = await self._workspaces.prepare(sandbox_id, spec.template, spec.limits, expires_at=expires_at)
         try:
-            return await box.started(self.parts, spec, workspace, deadline, lambda: self._explain_loss(sandbox_id))
+            return await box.started(
+                self._ground, self._parts, spec, workspace, deadline, lambda: self._explain_loss(sandbox_id)
+            )
         except SandboxLost as error:
             await finish(self._abandon(sandbox_id))
             raise StartFailed(f"the box did not start: {error.message}") from error
@@ -159,18 +164,18 @@ class LocalBackend:
             raise
 
     async def _explain_loss(self, sandbox_id: SandboxId) -> TiltyardError:
-        found = await box.explain_loss(self.parts, sandbox_id)
+        found = await box.explain_loss(self._ground, sandbox_id)
         if isinstance(self._workspaces, PlainWorkspaces) and await self._workspaces.was_overfull(sandbox_id):
             return SandboxOverDisk("the sandbox took more disk than its limit and was ended")
         return found
 
     async def _end(self, sandbox_id: SandboxId) -> None:
         """Of a box beyond its disk limit: its processes end, its removal is its owner's."""
-        await box.end(self.parts, sandbox_id)
+        await box.end(self._ground, sandbox_id)
 
     async def _remove(self, sandbox_id: SandboxId) -> None:
         """Processes, cgroups, then the workspace: each is held by the one before it."""
-        await box.end(self.parts, sandbox_id)
+        await box.end(self._ground, sandbox_id)
         for left in reversed(range(WORKSPACE_TRIES)):
             try:
                 await self._workspaces.remove(sandbox_id)
@@ -189,19 +194,17 @@ class LocalBackend:
             log.error("box %s is left behind after a failed start: %s", sandbox_id, error.message)
 
 
-def _read_parts(settings: LocalSettings) -> Parts:
+def read_parts(settings: LocalSettings) -> Parts:
+    """Look at this machine, lay down what boxes share. Blocks. Raises Misconfigured."""
     check_programs()
     _check_own(settings)
     root.check_shown(settings.paths, settings.state_dir)
     try:
         settings.own_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
         return Parts(
-            boxes=settings.state_dir.resolve() / BOXES,
             root=root.read_root(settings.own_dir, settings.paths, MASKED, MASKED_FOLDERS),
             agent=install_agent(settings.agent_binary or agent_binary(), settings.state_dir),
             seccomp=callfilter.installed(settings.own_dir / "seccomp"),
-            cgroups=cgroups.Cgroups(cgroups.present(), settings.deployment),
-            limiter=CapacityLimiter(box.PARALLEL),
         )
     except OSError as error:
         raise Misconfigured(f"the local backend cannot use its folder: {error.strerror}") from error

@@ -32,18 +32,24 @@ PARALLEL = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What every box of this backend is made from. `boxes` is the folder of their folders."""
+class Ground:
+    """Where boxes are found again. `boxes` is the folder of their folders."""
 
     boxes: Path
-    root: Root
-    agent: Path
-    seccomp: Path
     cgroups: Cgroups
     limiter: CapacityLimiter
 
 
-def plan_of(parts: Parts, spec: SandboxSpec, workspace: Workspace) -> BoxPlan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What every box of this backend is made from."""
+
+    root: Root
+    agent: Path
+    seccomp: Path
+
+
+def plan_of(ground: Ground, parts: Parts, spec: SandboxSpec, workspace: Workspace) -> BoxPlan:
     """The box's cgroups are made here. Blocks. Raises OSError."""
     return BoxPlan(
         sandbox_id=workspace.sandbox_id,
@@ -51,16 +57,16 @@ def plan_of(parts: Parts, spec: SandboxSpec, workspace: Workspace) -> BoxPlan:
         workspace=workspace,
         root=parts.root,
         agent=parts.agent,
-        cgroups=parts.cgroups.make(workspace.sandbox_id, spec.limits),
+        cgroups=ground.cgroups.make(workspace.sandbox_id, spec.limits),
         host_uid=os.geteuid(),
     )
 
 
-def start(parts: Parts, spec: SandboxSpec, workspace: Workspace) -> Known:
+def start(ground: Ground, parts: Parts, spec: SandboxSpec, workspace: Workspace) -> Known:
     """The box's first process. Blocks for some milliseconds. Raises StartFailed."""
     folder = workspace.root
     try:
-        plan = plan_of(parts, spec, workspace)
+        plan = plan_of(ground, parts, spec, workspace)
         (workspace.agent_dir / CONFIG_NAME).write_bytes(agent_config(plan).to_json())
         if isinstance(workspace.workspace_mount, OverlayVolume):
             merged(workspace).mkdir()
@@ -107,9 +113,7 @@ async def wait_end(process: Known) -> None:
         os.close(watched)
 
 
-def client_of(
-    parts: Parts, sandbox_id: SandboxId, agent_dir: Path, explain: Callable[[], Awaitable[TiltyardError]]
-) -> AgentClient:
+def client_of(sandbox_id: SandboxId, agent_dir: Path, explain: Callable[[], Awaitable[TiltyardError]]) -> AgentClient:
     """Raises Misconfigured."""
     try:
         return AgentClient(sandbox_id, agent_dir / SOCKET_NAME, explain_loss=explain)
@@ -117,20 +121,20 @@ def client_of(
         raise Misconfigured("the state folder's path is too long for a unix socket below it") from error
 
 
-async def explain_loss(parts: Parts, sandbox_id: SandboxId) -> SandboxDead | SandboxLost:
+async def explain_loss(ground: Ground, sandbox_id: SandboxId) -> SandboxDead | SandboxLost:
     """Why a box does not answer. The agent's silence comes a moment before its end."""
-    folder = parts.boxes / sandbox_id
+    folder = ground.boxes / sandbox_id
     record = await asyncio.to_thread(processes.read_record, folder)
     if record is None:
         return SandboxLost("the box is gone")
     with suppress(TimeoutError):
         async with asyncio.timeout(END_GRACE_S):
             await wait_end(record.process)
-    return await asyncio.to_thread(_blame, parts, sandbox_id)
+    return await asyncio.to_thread(_blame, ground, sandbox_id)
 
 
-def _blame(parts: Parts, sandbox_id: SandboxId) -> SandboxDead | SandboxLost:
-    folder = parts.boxes / sandbox_id
+def _blame(ground: Ground, sandbox_id: SandboxId) -> SandboxDead | SandboxLost:
+    folder = ground.boxes / sandbox_id
     record = processes.read_record(folder)
     if record is None:
         return SandboxLost("the box is gone")
@@ -138,18 +142,18 @@ def _blame(parts: Parts, sandbox_id: SandboxId) -> SandboxDead | SandboxLost:
         running=processes.lives(record.process),
         ended_by_us=record.ended_by_us,
         exit_code=processes.read_status(folder).exit_code,
-        oom_kills=parts.cgroups.oom_kills(sandbox_id),
-        memory_share=parts.cgroups.memory_share(sandbox_id),
+        oom_kills=ground.cgroups.oom_kills(sandbox_id),
+        memory_share=ground.cgroups.memory_share(sandbox_id),
     )
 
 
-async def end(parts: Parts, sandbox_id: SandboxId) -> None:
+async def end(ground: Ground, sandbox_id: SandboxId) -> None:
     """End all processes of a box and remove its cgroups; its files stay. Idempotent. Raises SandboxError (try again)."""
-    await finish(parts.limiter, _end, parts, sandbox_id)
+    await finish(ground.limiter, _end, ground, sandbox_id)
 
 
-def _end(parts: Parts, sandbox_id: SandboxId) -> None:
-    folder = parts.boxes / sandbox_id
+def _end(ground: Ground, sandbox_id: SandboxId) -> None:
+    folder = ground.boxes / sandbox_id
     record = processes.read_record(folder)
     try:
         if record is not None:
@@ -157,12 +161,13 @@ def _end(parts: Parts, sandbox_id: SandboxId) -> None:
                 with suppress(FileNotFoundError):
                     processes.write_record(folder, replace(record, ended_by_us=True))
             processes.end(record.process, processes.read_status(folder).child)
-        parts.cgroups.remove(sandbox_id)
+        ground.cgroups.remove(sandbox_id)
     except OSError as error:
         raise SandboxError(f"box {sandbox_id} could not be ended: {error.strerror}") from error
 
 
 async def started(
+    ground: Ground,
     parts: Parts,
     spec: SandboxSpec,
     workspace: Workspace,
@@ -170,9 +175,9 @@ async def started(
     explain: Callable[[], Awaitable[TiltyardError]],
 ) -> AgentClient:
     """A client of the box, once its agent answers. Raises StartFailed, Misconfigured, TimeoutError; the caller removes what is left."""
-    client = client_of(parts, workspace.sandbox_id, workspace.agent_dir, explain)
+    client = client_of(workspace.sandbox_id, workspace.agent_dir, explain)
     try:
-        process = await finish(parts.limiter, start, parts, spec, workspace)
+        process = await finish(ground.limiter, start, ground, parts, spec, workspace)
         await ready(client, process, workspace.root, deadline)
     except BaseException:
         await client.aclose()

@@ -8,9 +8,10 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from orchestrator.backends.docker.spec import AGENT_PIDS, CPU_LEAST_QUOTA_US, MIB, cpu_period_us
@@ -84,9 +85,14 @@ def _enable(group: Path, controllers: Sequence[str]) -> bool:
 class Cgroups:
     """Those of one deployment. Methods block and raise OSError, but where they say otherwise."""
 
-    def __init__(self, hierarchies: Hierarchies, deployment: str) -> None:
-        self.hierarchies = hierarchies
+    def __init__(self, deployment: str, look: Callable[[], Hierarchies] = present) -> None:
         self._deployment = deployment
+        self._look = look
+
+    @cached_property
+    def hierarchies(self) -> Hierarchies:
+        """Looked at once, when first asked for."""
+        return self._look()
 
     def make(self, box: SandboxId, limits: Limits) -> CgroupFiles:
         """The box's groups, limited."""

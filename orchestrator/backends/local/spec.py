@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from orchestrator.agent.config import RUN_DIR, AgentConfig
 from orchestrator.backends.docker.spec import (
@@ -78,12 +78,17 @@ def check_spec(sandbox_id: SandboxId, spec: SandboxSpec, *, any_image: bool) -> 
         raise Misconfigured(
             "the local backend gives no box a network: take network.allow off the task, or serve with docker"
         )
-    folder = spec.workdir.rstrip("/")
+    check_workdir(spec.workdir)
+    _check_limits(spec.limits)
+
+
+def check_workdir(workdir: str) -> None:
+    """Raises Misconfigured for a place that a box has for something else."""
+    folder = workdir.rstrip("/")
     if not folder.startswith("/") or "/../" in f"{folder}/" or folder in RESERVED_FOLDERS or _inside_host(folder):
         raise Misconfigured(
-            f"workdir {spec.workdir!r} must be an absolute path in the box, outside of this machine's own folders"
+            f"workdir {workdir!r} must be an absolute path in the box, outside of this machine's own folders"
         )
-    _check_limits(spec.limits)
 
 
 def check_image(image: str, *, any_image: bool) -> None:
@@ -168,24 +173,35 @@ def _namespaces(plan: BoxPlan) -> list[str]:
 def _files(plan: BoxPlan) -> list[str]:
     workspace, root = plan.workspace, plan.root
     arguments: list[str] = []
-    for place, source in root.binds.items():
-        arguments += ["--ro-bind", str(source), place]
+    for place, source in (*root.binds.items(), ("/etc", root.etc)):
+        arguments += [*_parents(place), "--ro-bind", str(source), place]
     for place, text in root.links.items():
         arguments += ["--symlink", text, place]
-    arguments += ["--ro-bind", str(root.etc), "/etc", "--proc", "/proc"]
+    arguments += [*_proc(root), "--dev", "/dev"]
+    arguments += ["--perms", "1777", "--size", str(SHM_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
+    for place, source in (*plan.cgroups.shown, (AGENT_PATH, plan.agent)):
+        arguments += [*_parents(place), "--ro-bind", str(source), place]
+    own = ((RUN_DIR, workspace.agent_dir), ("/tmp", workspace.tmp), (HOME, workspace.home))  # noqa: S108
+    for place, source in (*own, (plan.spec.workdir, _workspace_source(workspace))):
+        arguments += [*_parents(place), "--bind", str(source), place]
+    return [*arguments, "--remount-ro", "/"]
+
+
+def _proc(root: Root) -> list[str]:
+    arguments = ["--proc", "/proc"]
     for path in READ_ONLY:
         arguments += ["--ro-bind-try", path, path]
     for path in root.masked:
         arguments += ["--ro-bind", "/dev/null", path]
     for path in root.masked_folders:
         arguments += ["--size", "4096", "--tmpfs", path, "--remount-ro", path]
-    arguments += ["--dev", "/dev", "--perms", "1777", "--size", str(SHM_BYTES), "--tmpfs", "/dev/shm"]  # noqa: S108
-    arguments += ["--remount-ro", "/dev"]
-    for place, source in plan.cgroups.shown:
-        arguments += ["--ro-bind", str(source), place]
-    arguments += ["--ro-bind", str(plan.agent), AGENT_PATH, "--bind", str(workspace.agent_dir), RUN_DIR]
-    arguments += ["--bind", str(workspace.tmp), "/tmp", "--bind", str(workspace.home), HOME]  # noqa: S108
-    return [*arguments, "--bind", str(_workspace_source(workspace)), plan.spec.workdir, "--remount-ro", "/"]
+    return arguments
+
+
+def _parents(place: str) -> list[str]:
+    """Folders on the way to `place`, where they are not there yet: bubblewrap by itself would close them to everybody but root."""
+    parents = [str(parent) for parent in PurePosixPath(place).parents if str(parent) != "/"]
+    return [word for parent in reversed(parents) for word in ("--perms", "0755", "--dir", parent)]
 
 
 def _workspace_source(workspace: Workspace) -> Path:
