@@ -64,7 +64,11 @@ class Settings(BaseSettings):
     """Token file; see `tiltyard token new`."""
     insecure_loopback: bool = False
     """Serve without tokens, to loopback peers only."""
-    backend: Literal["docker", "fake"] = "docker"
+    backend: Literal["docker", "local", "fake"] = "docker"
+    local_any_image: bool = False
+    """Backend local: take tasks that name an image, and run them over this machine's own programs all the same."""
+    local_paths: str = ""
+    """Backend local: folders of this machine that boxes see read-only beside /usr, separated by colons."""
     runtime: str = "runc"
     """The engine's runtime for boxes: runc, or runsc (gVisor); docs/runtimes.md."""
     accept_old_runc: bool = False

@@ -38,6 +38,7 @@ ARROWS: dict[str, set[str]] = {
 
 WALLS: dict[str, tuple[str, ...]] = {
     "docker": ("orchestrator.backends.docker",),
+    "pyseccomp": ("orchestrator.backends.local",),
     "ray": ("orchestrator.clusters.ray",),
     "kubernetes": ("orchestrator.backends.kubernetes",),
     "fastapi": ("tool_gateway",),

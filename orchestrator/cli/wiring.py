@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from orchestrator.backends.registry import backend_class
 from orchestrator.cli.housekeeping import kept_tidy
@@ -39,6 +39,9 @@ from tool_gateway.serving import App
 
 if TYPE_CHECKING:
     from orchestrator.backends.docker.settings import DockerSettings
+    from orchestrator.backends.local.settings import LocalSettings
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,8 @@ async def engine(settings: Settings, *, starts_boxes: bool = True) -> AsyncItera
     async with AsyncExitStack() as stack:
         if settings.backend == "fake":
             yield await _fake(settings)
+        elif settings.backend == "local":
+            yield await _local(settings, stack, starts_boxes)
         else:
             yield await _docker(settings, stack, starts_boxes)
 
@@ -74,6 +79,9 @@ class AnyImage:
 
     async def image_id(self, reference: str) -> str:
         return "sha256:" + hashlib.sha256(reference.encode()).hexdigest()
+
+    async def read_folder(self, image: str, path: str, read: Callable[[BinaryIO], T], *, timeout_s: float) -> T:
+        raise Misconfigured(f"images of the fake backend hold no files, so none at {path}: use the docker backend")
 
 
 async def _fake(settings: Settings) -> Engine:
@@ -114,10 +122,44 @@ async def _docker(settings: Settings, stack: AsyncExitStack, starts_boxes: bool)
     )
 
 
+async def _local(settings: Settings, stack: AsyncExitStack, starts_boxes: bool) -> Engine:
+    from orchestrator.backends.local.backend import LocalBackend
+    from orchestrator.backends.local.images import LocalImages
+
+    local = local_settings(settings)
+    backend = LocalBackend(local, make_workspaces(settings.state_dir, settings.deployment))
+    if starts_boxes:
+        await stack.enter_async_context(backend)
+    images = LocalImages(local)
+    templates = TemplateCache(settings.deployment_dir / "cache", setup=images, images=images)
+    capacity = await backend.capacity()
+    return Engine(
+        backend=backend,
+        templates=templates,
+        tidy=images.sweep,
+        memory_limit_mib=capacity.memory_mib,
+        notices=backend.notices,
+    )
+
+
 def show(notices: Sequence[str]) -> None:
     """So that it is read: on standard error, beside the log's own lines."""
     for notice in notices:
         print(f"tiltyard: WARNING: {notice}", file=sys.stderr, flush=True)
+
+
+def local_settings(settings: Settings) -> "LocalSettings":
+    from orchestrator.backends.local.settings import LocalSettings
+
+    return LocalSettings(
+        deployment=settings.deployment,
+        state_dir=settings.deployment_dir,
+        any_image=settings.local_any_image,
+        paths=tuple(map(Path, filter(None, settings.local_paths.split(":")))),
+        start_slots=settings.start_slots,
+        memory_limit_mib=settings.memory_limit_mib,
+        max_boxes=settings.max_boxes,
+    )
 
 
 def docker_settings(settings: Settings) -> "DockerSettings":
