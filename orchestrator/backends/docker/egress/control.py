@@ -27,10 +27,10 @@ BOXES, SETUP = "boxes", "setup"
 """Uses."""
 PROXY, WIRE = "egress", "egress-wire"
 """Roles: a proxy; a holder of a box's network namespace."""
-PROXY_LABEL, NUMBER_LABEL, LIST_LABEL, USE_LABEL, BOX_LABEL = (
+PROXY_LABEL, CONTAINER_LABEL, NUMBER_LABEL, USE_LABEL, BOX_LABEL = (
     "tiltyard.egress.proxy",
+    "tiltyard.egress.container",
     "tiltyard.egress.number",
-    "tiltyard.egress.list",
     "tiltyard.egress.use",
     "tiltyard.sandbox",
 )
@@ -92,7 +92,7 @@ class Egress:
         folder, number = self._folder / labels[PROXY_LABEL], int(labels[NUMBER_LABEL])
         if not await asyncio.to_thread(notes.is_cut, folder, number):
             proxy = await self._engine.inspect(plans.proxy_name(labels[PROXY_LABEL]))
-            if proxy is None or not proxy.running or not holder.running:
+            if proxy is None or proxy.id != labels[CONTAINER_LABEL] or not proxy.running or not holder.running:
                 raise SandboxLost("the box's network broke: its proxy ended")
             await namespaces.disconnect(await self._namespace(proxy.id), plans.proxy_end(number))
             await asyncio.to_thread(notes.mark_cut, folder, number)
@@ -124,14 +124,8 @@ class Egress:
         async with self._changing:
             plan, proxy = await self._proxy(network, image)
             number = await asyncio.to_thread(notes.next_number, self._folder / plan.key)
-            own = {
-                **labels,
-                **self._labels,
-                ROLE: WIRE,
-                BOX_LABEL: owner,
-                PROXY_LABEL: plan.key,
-                NUMBER_LABEL: str(number),
-            }
+            wired = {PROXY_LABEL: plan.key, CONTAINER_LABEL: proxy, NUMBER_LABEL: str(number)}
+            own = {**labels, **self._labels, ROLE: WIRE, BOX_LABEL: owner, **wired}
             holder = await self._engine.create(wire_name(owner), plans.holder_spec(image, own, hostname))
         await self._engine.start(holder)
         box, gate = await self._namespace(holder), await self._namespace(proxy)

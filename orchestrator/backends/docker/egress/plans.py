@@ -191,7 +191,7 @@ def firewall(plan: ProxyPlan) -> str:
         f"-A INPUT -i {UPLINK} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
         f"-A OUTPUT -o b+ -s {GATE} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
         # Told at once what is refused below, instead of waiting for an answer.
-        "-A OUTPUT -o lo -p icmp -m conntrack --ctstate RELATED -j ACCEPT",
+        "-A OUTPUT -o lo -p icmp --icmp-type destination-unreachable -j ACCEPT",
         f"-A OUTPUT -o lo -d {ENGINE_DNS} -j ACCEPT",
         f"-A OUTPUT -o lo -s {ENGINE_DNS} -j ACCEPT",
         # squid talks to its helper over loopback; a service would listen on a port below these.
