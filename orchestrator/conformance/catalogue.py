@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from functools import cache
 
 from orchestrator.conformance import (
+    archive_checks,
     delta_checks,
     exec_checks,
     file_checks,
@@ -14,6 +15,7 @@ from orchestrator.conformance import (
     limit_checks,
     path_checks,
     protocol_checks,
+    race_checks,
     session_checks,
 )
 from orchestrator.conformance.model import Check
@@ -25,6 +27,8 @@ MODULES = (
     session_checks,
     file_checks,
     path_checks,
+    race_checks,
+    archive_checks,
     protocol_checks,
     delta_checks,
     isolation_checks,

@@ -7,7 +7,7 @@ from orchestrator.conformance import expect
 from orchestrator.conformance.file_checks import text_is_written_and_read
 from orchestrator.conformance.isolation_checks import own_processes_can_be_signalled
 from orchestrator.conformance.model import Group
-from orchestrator.conformance.rig import Box, Rig
+from orchestrator.conformance.rig import Box, Rig, beside
 from orchestrator.operations import Failure, FailureCode, Read, ReadResult, Write
 
 GROUP = Group("limits")
@@ -39,12 +39,12 @@ async def fork_bomb_is_survived(rig: Rig) -> None:
     """While a bomb goes off the agent answers, a neighbour box works, and afterwards the box does too."""
     neighbour = await rig.box()
     async with rig.own_box(rig.limited(pids=PIDS)) as box:
-        bomb = asyncio.create_task(box.probe("bomb", 30, timeout_s=2))
-        await asyncio.sleep(0.5)
-        began = time.monotonic()
-        await neighbour.text("true")
-        expect.that(time.monotonic() - began < 2, "the neighbour's command to be quick")
-        result = await bomb
+        async with beside(box.probe("bomb", 30, timeout_s=2)) as bomb:
+            await asyncio.sleep(0.5)
+            began = time.monotonic()
+            await neighbour.text("true")
+            expect.that(time.monotonic() - began < 2, "the neighbour's command to be quick")
+            result = await bomb
         expect.that(b"armed" in result.stdout.head and result.timed_out, "the bomb to have gone off until its time-out")
         await box.alive()
 

@@ -5,10 +5,11 @@ import io
 import secrets
 import tarfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import cache
+from typing import TypeVar
 
 from orchestrator.agent.binary import probe_binary
 from orchestrator.conformance import expect
@@ -28,6 +29,8 @@ from orchestrator.operations import (
     Write,
     WriteResult,
 )
+
+Outcome = TypeVar("Outcome")
 
 START_S = 60.0
 OPERATION_S = 20.0
@@ -119,9 +122,9 @@ class Box:
     ) -> ExecResult:
         return await self.exec(self.shell_op(script, timeout_s=timeout_s, stdin=stdin, limit=limit))
 
-    async def text(self, script: str, *, timeout_s: float = OPERATION_S) -> str:
+    async def text(self, script: str, *, timeout_s: float = OPERATION_S, stdin: bytes = b"") -> str:
         """The output of a script that must succeed."""
-        result = expect.succeeded(await self.sh(script, timeout_s=timeout_s), f"sh -c {script!r}")
+        result = expect.succeeded(await self.sh(script, timeout_s=timeout_s, stdin=stdin), f"sh -c {script!r}")
         return result.stdout.head.decode("utf-8", "replace")
 
     def probe_op(self, *arguments: object, timeout_s: float = OPERATION_S, limit: int = 524_288) -> Exec:
@@ -240,3 +243,14 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str, *, within_s
     while not await condition():
         expect.that(time.monotonic() < give_up, f"{what} within {within_s:g} s")
         await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def beside(work: Coroutine[object, object, Outcome]) -> AsyncIterator["asyncio.Task[Outcome]"]:
+    """`work` as a task, ended with the body, however that ends."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

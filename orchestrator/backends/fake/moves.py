@@ -55,6 +55,8 @@ def _inner(name: str) -> tuple[str, ...]:
 
 
 def _members(data: bytes) -> list[tuple[tarfile.TarInfo, bytes]]:
+    if len(data) % tarfile.BLOCKSIZE:  # a header cut short would be taken for the end
+        raise Refusal(FailureCode.IO, "not a tar: it ends in the middle of a block")
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
             return [(member, _content(archive, member)) for member in archive]
@@ -63,7 +65,7 @@ def _members(data: bytes) -> list[tuple[tarfile.TarInfo, bytes]]:
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    if member.isdir():
+    if member.isdir() and not member.name.startswith("/"):
         return b""
     if not member.isreg() or member.name.startswith("/"):
         raise Refusal(FailureCode.BAD_PATH, f"{member.name!r}: only regular files and directories may be put")
