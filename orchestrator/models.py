@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -159,6 +160,10 @@ class RewardRange:
 DEFAULT_WORKDIR = "/workspace"
 """Where a box has its repository, unless the task takes one that its image has elsewhere."""
 IMAGE_WORKSPACE = "image:"
+IMAGE_WORKSPACE_FORM = re.compile(
+    r"image:(?!/(?:proc|sys|dev|run|tmp|home/agent)(?:/|$))(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._+@-]{1,100}){1,20}"
+)
+"""An absolute path in normal form, in none of the places that a box mounts itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from orchestrator.errors import Misconfigured
 from orchestrator.interfaces import Bench
-from orchestrator.models import AnswerSource, Evidence, FileF1Spec, Finding, Grade, Task
+from orchestrator.models import DEFAULT_WORKDIR, AnswerSource, Evidence, FileF1Spec, Finding, Grade, Task
 
 MAX_PER_GOLD = 10
 """Above this F1 is under 0.19 whatever the list holds; a list of every file is not an answer."""
@@ -31,7 +31,6 @@ MAX_PATH_BYTES = 4096
 """Linux's PATH_MAX."""
 _SHOWN = 5
 
-_WORKSPACE = "/workspace/"
 _MARK = re.compile(r"(?:[-*+]|\d{1,4}[.)])\s+")
 _FENCE = re.compile(r"^ {0,3}```[^\n`]*\n(.*?)^ {0,3}```[ \t]*$", re.MULTILINE | re.DOTALL)
 _FENCE_MARK = re.compile(r"^ {0,3}```", re.MULTILINE)
@@ -71,7 +70,7 @@ class FileF1Grader:
             )
 
     async def grade(self, bench: Bench) -> Grade:
-        return grade_answer(_spec(bench.task), bench.evidence)
+        return grade_answer(_spec(bench.task), bench.evidence, bench.task.workdir)
 
 
 def _spec(task: Task) -> FileF1Spec:
@@ -82,12 +81,12 @@ def _spec(task: Task) -> FileF1Spec:
     return task.file_f1
 
 
-def grade_answer(spec: FileF1Spec, evidence: Evidence) -> Grade:
+def grade_answer(spec: FileF1Spec, evidence: Evidence, workdir: str = DEFAULT_WORKDIR) -> Grade:
     """The grade of `evidence`. Pure."""
     gold, _ = distinct(spec.gold)
     try:
         entries = answer(spec.source, evidence)
-        named, strange = distinct(entries)
+        named, strange = distinct(entries, workdir)
         count = len(named) + len(strange)
         if count > MAX_PER_GOLD * max(1, len(gold)):
             raise NoAnswer(f"a list of {count} files is too long to be an answer")
@@ -115,25 +114,25 @@ def f1(named: Collection[str], gold: Collection[str], *, strangers: int = 0) -> 
     return Scores(precision=hits / given, recall=hits / len(gold), f1=2 * hits / (given + len(gold)))
 
 
-def canonical(path: str) -> str | None:
+def canonical(path: str, workdir: str = DEFAULT_WORKDIR) -> str | None:
     """One text per file of the repository: NFC, POSIX-normalised, relative to its root. None for what is no path within it.
 
-    A leading `./` or `/workspace/` is taken off. Case, spaces and backslashes, which POSIX names may hold, stay.
+    A leading `./` or `workdir`, where the box has the repository, is taken off. Case, spaces and backslashes, which POSIX names may hold, stay.
     """
     path = unicodedata.normalize("NFC", path)
-    path = path.removeprefix(_WORKSPACE)
+    path = path.removeprefix(f"{workdir}/")
     if not path or path.startswith("/") or _CONTROL.search(path) or ".." in path.split("/"):
         return None
     normal = posixpath.normpath(path)
     return None if normal == "." or len(normal.encode("utf-8")) > MAX_PATH_BYTES else normal
 
 
-def distinct(entries: Iterable[str]) -> tuple[set[str], set[str]]:
+def distinct(entries: Iterable[str], workdir: str = DEFAULT_WORKDIR) -> tuple[set[str], set[str]]:
     """The canonical paths among `entries`, and the entries that are no path; each once."""
     named: set[str] = set()
     strange: set[str] = set()
     for entry in entries:
-        path = canonical(entry)
+        path = canonical(entry, workdir)
         if path is None:
             strange.add(entry)
         else:

@@ -18,7 +18,7 @@ from orchestrator.errors import (
     SandboxOverDisk,
     StartFailed,
 )
-from orchestrator.hosts.parts import WORKDIR, Parts
+from orchestrator.hosts.parts import Parts
 from orchestrator.hosts.rollout import Rollout
 from orchestrator.interfaces import Blobs, EgressControl, Sandbox
 from orchestrator.models import BoxEnd, CallKey, CallRecord, Evidence, FileChange, Finding, OpId
@@ -93,7 +93,7 @@ async def _box_evidence(parts: Parts, rollout: Rollout) -> tuple[BoxEnd, Taken]:
         return BoxEnd.NEVER_OPENED, Taken()
     try:
         tried = await _cut(parts, rollout)
-        taken = await _from_box(parts, rollout, Own(rollout.sandbox))
+        taken = await _from_box(parts, rollout, Own(rollout.sandbox, rollout.task.workdir))
         return BoxEnd.ALIVE, replace(taken, findings=(*taken.findings, *tried))
     except SandboxDead as error:
         return end_of(error), Taken(findings=await _last_attempts(parts, rollout))
@@ -135,8 +135,9 @@ def end_of(error: SandboxDead) -> BoxEnd:
 class Own:
     """The host's own operations on a box; they are not journaled and may be repeated."""
 
-    def __init__(self, sandbox: Sandbox) -> None:
+    def __init__(self, sandbox: Sandbox, workdir: str) -> None:
         self._sandbox = sandbox
+        self.workdir = workdir
         self._numbers = count()
 
     async def run(self, op: Operation) -> OperationResult:
@@ -152,7 +153,7 @@ async def _from_box(parts: Parts, rollout: Rollout, own: Own) -> Taken:
     template = rollout.template or await parts.template(rollout.task)
     await own.run(Freeze())
     await _quiet(rollout, AFTER_FREEZE_S)
-    delta = await own.run(Delta(root=WORKDIR, manifest=template.manifest))
+    delta = await own.run(Delta(root=own.workdir, manifest=template.manifest))
     if isinstance(delta, Failure):  # the workspace itself was made unreadable: the model's doing
         return Taken(truncated=True, findings=(Finding(code="delta_refused", detail=delta.message),))
     if not isinstance(delta, DeltaResult):
@@ -211,7 +212,7 @@ async def _fetch(parts: Parts, own: Own, chunk: Sequence[Change], blobs: dict[st
     """Content of `chunk` into `blobs` by path. Where the box refuses, halves are tried: one bad file costs only itself."""
     size = sum(change.size_bytes for change in chunk)
     op = Get(
-        root=WORKDIR,
+        root=own.workdir,
         paths=tuple(change.path for change in chunk),
         max_bytes=size + TAR_BLOCK_BYTES * (len(chunk) + 10),
     )

@@ -14,8 +14,6 @@ from orchestrator.hosts.settings import HostSettings
 from orchestrator.interfaces import Blobs, Grader, SandboxBackend, SandboxSpec, Store, Template, Templates, Tool
 from orchestrator.models import HostId, JobId, Network, RolloutKey, SandboxId, Task, TaskId
 
-WORKDIR = "/workspace"
-"""Where every box has the repository."""
 JOURNAL_MIB = 256
 """The agent's journal, which lies outside the box's own cap; the agent refuses to let it grow further."""
 INODE_BYTES = 256
@@ -79,6 +77,6 @@ def spec_for(task: Task, template: Template, *, rollout: RolloutKey | None, grad
         limits=task.limits,
         network=Network() if grader else task.network,
         grader=grader,
-        workdir=WORKDIR,
+        workdir=task.workdir,
         labels={**owner, "task": task.id},
     )

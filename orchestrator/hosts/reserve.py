@@ -14,7 +14,7 @@ from orchestrator.hosts.opening import create
 from orchestrator.hosts.parts import Parts, new_sandbox_id, promised_disk_mib, spec_for
 from orchestrator.hosts.supervised import OwnedTasks
 from orchestrator.interfaces import Sandbox
-from orchestrator.models import JobId, Limits, SandboxId, Task
+from orchestrator.models import JobId, Limits, Network, SandboxId, Task
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +31,8 @@ class Shape:
     commit: str
     setup: tuple[str, ...]
     history: str
+    workspace: str
+    setup_network: Network
     limits: Limits
 
 
@@ -41,6 +43,8 @@ def shape_of(task: Task) -> Shape:
         commit=task.commit,
         setup=task.setup,
         history=task.history,
+        workspace=task.workspace,
+        setup_network=task.setup_network,
         limits=task.limits,
     )
 

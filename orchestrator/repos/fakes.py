@@ -1,12 +1,19 @@
 """In-memory images and set-up, for tests and for backends without an engine."""
 
 import hashlib
+import io
+import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import anyio.to_thread
 
 from orchestrator.errors import Misconfigured
 from orchestrator.models import DEFAULT_WORKDIR, Network
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -14,6 +21,8 @@ class FakeImages:
     """Knows the references it was given, and every id it ever gave out."""
 
     known: Mapping[str, str] = field(default_factory=lambda: {"base": "sha256:" + "b" * 64})
+    root: Path | None = None
+    """The files of every image; None: they have none."""
     asked: list[str] = field(default_factory=list)
 
     async def image_id(self, reference: str) -> str:
@@ -23,6 +32,16 @@ class FakeImages:
         if reference.startswith("sha256:"):
             return reference
         raise Misconfigured(f"image {reference!r} is not on this machine: build or load it")
+
+    async def read_folder(self, image: str, path: str, read: Callable[[BinaryIO], T], *, timeout_s: float) -> T:
+        folder = None if self.root is None else self.root / path.strip("/")
+        if folder is None or not folder.is_dir():
+            raise Misconfigured(f"the image has no folder {path}")
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w") as archive:
+            archive.add(folder, arcname=folder.name if path.strip("/") else ".")
+        stream.seek(0)
+        return await anyio.to_thread.run_sync(read, stream)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

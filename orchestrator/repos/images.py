@@ -32,6 +32,10 @@ class ImageFiles(Protocol):
         ...
 
 
+class Images(ImageResolver, ImageFiles, Protocol):
+    """Both."""
+
+
 class SetupRunner(Protocol):
     """Runs a task's set-up commands, once per template."""
 

@@ -102,7 +102,7 @@ class Mirrors:
         if not is_missing_commit(by_name.stderr):
             raise gitcmd.failed(by_name, "fetch", source)
         self._fetch_names(mirror, source, deadline)
-        if _commit_named(mirror, sha, deadline) != sha:
+        if commit_named(mirror, sha, deadline) != sha:
             raise RepositoryError(
                 f"repository {source.name} has no commit {sha}: push it there, or correct the task's commit"
             )
@@ -123,7 +123,7 @@ class Mirrors:
             found = _pinned(mirror, revision, deadline)
         if found is not None:
             return found
-        head = _commit_named(mirror, f"refs/heads/{revision}", deadline)
+        head = commit_named(mirror, f"refs/heads/{revision}", deadline)
         if head is not None:
             raise Misconfigured(f"commit {revision!r} is a branch, which moves: write the full SHA, today {head}")
         raise RepositoryError(f"repository {source.name} has no commit or tag {revision!r}: correct the task's commit")
@@ -147,7 +147,7 @@ def _check_fetched(mirror: Path, source: Source, sha: str, deadline: float) -> N
     kept = _KEPT + sha
     if not _has_ref(mirror, kept, deadline):
         raise RepositoryError(f"repository {source.name} is a shallow clone: run `git fetch --unshallow` in it")
-    if _commit_named(mirror, kept, deadline) != sha:
+    if commit_named(mirror, kept, deadline) != sha:
         gitcmd.run(mirror, "update-ref", "-d", kept, deadline=deadline)
         raise RepositoryError(f"{sha} in repository {source.name} is not a commit: correct the task's commit")
 
@@ -160,12 +160,13 @@ def _fetch(mirror: Path, source: Source, arguments: list[str], deadline: float) 
 
 
 def _pinned(mirror: Path, revision: str, deadline: float) -> str | None:
-    if found := _commit_named(mirror, f"refs/tags/{revision.removeprefix('refs/tags/')}", deadline):
+    if found := commit_named(mirror, f"refs/tags/{revision.removeprefix('refs/tags/')}", deadline):
         return found
-    return _commit_named(mirror, revision, deadline) if _ABBREVIATION.fullmatch(revision) else None
+    return commit_named(mirror, revision, deadline) if _ABBREVIATION.fullmatch(revision) else None
 
 
-def _commit_named(mirror: Path, name: str, deadline: float) -> str | None:
+def commit_named(mirror: Path, name: str, deadline: float) -> str | None:
+    """The full name of the commit that `name` means in `mirror`; None where there is none."""
     command = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
     result = gitcmd.attempt(mirror, *command, deadline=deadline)
     return result.text if result.status == 0 and FULL_SHA.fullmatch(result.text) else None

@@ -44,6 +44,7 @@ _ALLOWED = re.compile(
 
 _EARLIEST_S = 315_532_800
 """1980-01-01: zip files, and so wheels, know no earlier time."""
+_COMMITTED = re.compile(rb"^committer .*> (\d{1,18}) [+-]\d{4}$", re.MULTILINE)
 _LFS_HEAD = b"version https://git-lfs.github.com/spec/"
 _LFS_MAX_BYTES = 1024
 _ORPHAN_NAME = "tiltyard"
@@ -133,9 +134,10 @@ def _orphan(mirror: Path, commit: str, deadline: float) -> str:
 
 
 def _commit_time(repository: Path, commit: str, deadline: float) -> int:
-    """Committer's time in seconds, kept between 1980 and now: commits may claim any."""
-    text = gitcmd.run(repository, "show", "--no-patch", "--format=%ct", commit, deadline=deadline).text
-    claimed = int(text) if re.fullmatch(r"\d{1,18}", text) else _EARLIEST_S
+    """Committer's time in seconds, kept between 1980 and now: commits may claim any. Read from the commit alone: its parents may be missing."""
+    raw = gitcmd.run(repository, "cat-file", "commit", commit, deadline=deadline).stdout
+    found = _COMMITTED.search(raw.partition(b"\n\n")[0])
+    claimed = int(found[1]) if found else _EARLIEST_S
     return min(max(claimed, _EARLIEST_S), int(time.time()) - 10)
 
 

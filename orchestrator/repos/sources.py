@@ -40,7 +40,9 @@ class Source:
 def parse_source(repo: str) -> Source:
     """Read `Task.repo`. Raises Misconfigured with what is supported."""
     if repo.startswith("image:"):
-        raise Misconfigured(f"a repository inside an image ({repo!r}) is not supported: name {SUPPORTED}")
+        raise Misconfigured(
+            f"a repository inside an image is the task's workspace: write workspace, not repo, {repo!r}"
+        )
     if not repo or repo != repo.strip() or any(ord(character) < 32 for character in repo) or _HELPER.match(repo):
         raise Misconfigured(f"repo must be {SUPPORTED}")
     if "://" in repo:

@@ -6,11 +6,13 @@ Layout on disk: `orchestrator.repos.pruning.CacheFolders`.
 import errno
 import hashlib
 import os
+import tarfile
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -18,16 +20,17 @@ from anyio import CapacityLimiter
 
 from orchestrator.errors import Misconfigured, RepositoryError
 from orchestrator.interfaces import Template
-from orchestrator.models import Network, Task, canonical_json
+from orchestrator.models import IMAGE_WORKSPACE_FORM, Network, Task, canonical_json
 from orchestrator.operations import Manifest
-from orchestrator.repos import folders, layers, manifests, pruning, seal, stored, syscalls
-from orchestrator.repos.images import ImageResolver, SetupRunner
+from orchestrator.repos import folders, imaged, layers, manifests, pruning, seal, stored, syscalls
+from orchestrator.repos.images import Images, SetupRunner
 from orchestrator.repos.locks import NamedLocks, file_lock
 from orchestrator.repos.lru import CacheEntry
-from orchestrator.repos.mirror import Mirrors
+from orchestrator.repos.mirror import FULL_SHA, Mirrors
 from orchestrator.repos.pruning import CacheFolders
 from orchestrator.repos.sources import Source, parse_source
 from orchestrator.repos.threads import finish
+from orchestrator.repos.unpacking import Caps, unpack
 from orchestrator.repos.works import WorkPool
 from orchestrator.repos.workspace import check_state_dir
 
@@ -43,23 +46,30 @@ log = structlog.get_logger(__name__)
 class Plan:
     """Everything that decides a template's content."""
 
-    source: Source
+    source: Source | None
+    """None: the repository that the image has at `workdir`."""
     sha: str
+    """Of an image's repository: empty where the task leaves it to the image."""
     history: str
     image: str
     setup: tuple[str, ...]
     network: Network
     """Of the set-up commands."""
+    workdir: str
+
+    @property
+    def name(self) -> str:
+        """Of the repository, for people."""
+        return self.source.name if self.source else self.workdir
 
     @property
     def key(self) -> str:
-        """Without set-up commands the image has no say in the tree, so tasks with different images share it."""
-        parts: dict[str, object] = {
-            "format": stored.FORMAT,
-            "repository": self.source.key,
-            "commit": self.sha,
-            "history": self.history,
-        }
+        """Without set-up commands the image has no say in a tree that it does not hold, so tasks with different images share it."""
+        parts: dict[str, object] = {"format": stored.FORMAT, "commit": self.sha, "history": self.history}
+        if self.source:
+            parts |= {"repository": self.source.key}
+        else:
+            parts |= {"image": self.image, "workspace": self.workdir}
         if self.setup:
             network: object = asdict(self.network) if self.network.allow else "none"
             parts |= {"image": self.image, "setup": list(self.setup), "network": network}
@@ -72,7 +82,7 @@ class TemplateCache:
     Templates belong to the user this runs as; with root, boxes see them id-mapped.
     """
 
-    def __init__(self, root: Path, *, setup: SetupRunner, images: ImageResolver) -> None:
+    def __init__(self, root: Path, *, setup: SetupRunner, images: Images) -> None:
         self._folders = CacheFolders(check_state_dir(root))
         self._setup = setup
         self._images = images
@@ -88,13 +98,18 @@ class TemplateCache:
 
         Raises RepositoryError, LeakFound, Misconfigured; whatever the resolver and the set-up runner raise.
         """
-        source = await finish(None, parse_source, task.repo)
         if task.history not in seal.HISTORIES:
             raise Misconfigured(f"history {task.history!r}: use one of {', '.join(seal.HISTORIES)}")
         image = await self._images.image_id(task.image)
-        sha = await self._mirrors.pin(source, task.commit, deadline=deadline)
+        source, sha = await self._origin(task, deadline)
         plan = Plan(
-            source=source, sha=sha, history=task.history, image=image, setup=task.setup, network=task.setup_network
+            source=source,
+            sha=sha,
+            history=task.history,
+            image=image,
+            setup=task.setup,
+            network=task.setup_network,
+            workdir=task.workdir,
         )
         if found := await self._found(plan):
             return found
@@ -107,6 +122,23 @@ class TemplateCache:
         raise RepositoryError(
             "the template was removed as soon as it was built: is another process clearing the cache?"
         )
+
+    async def _origin(self, task: Task, deadline: float) -> tuple[Source | None, str]:
+        """Where the tree comes from, and the commit's full name."""
+        if not task.workspace:
+            source = await finish(None, parse_source, task.repo)
+            return source, await self._mirrors.pin(source, task.commit, deadline=deadline)
+        if task.repo:
+            raise Misconfigured("a task has repo or workspace, not both")
+        if not IMAGE_WORKSPACE_FORM.fullmatch(task.workspace):
+            raise Misconfigured(
+                f"workspace {task.workspace!r}: write image:/path, absolute, in normal form, of its own"
+            )
+        if task.commit and not FULL_SHA.fullmatch(task.commit):
+            raise Misconfigured(
+                "commit: of a repository inside an image, write the full SHA (40 hex digits) or leave it out"
+            )
+        return None, task.commit
 
     async def prune(self, max_bytes: int, in_use: Collection[str]) -> Sequence[CacheEntry]:
         """Remove the least recently used mirrors and templates beyond `max_bytes`, and leftovers of killed builds; what was removed.
@@ -165,16 +197,12 @@ class TemplateCache:
         started = time.monotonic()
         try:
             await finish(self._limiter, self._begin, plan.key, build)
-            async with self._mirrors.holding(plan.source, plan.sha, deadline=deadline) as mirror:
-                tree, history = build / layers.TREE, plan.history
-                manifest = await finish(
-                    self._limiter, seal.seal, mirror, plan.sha, tree, history=history, deadline=deadline
-                )
+            sha, manifest = await self._tree(plan, build, deadline)
             image: str | None = None
             lowers: tuple[str, ...] = (layers.TREE,)
             if plan.setup:
                 image, manifest, lowers = await self._set_up(plan, build, deadline)
-            await finish(self._limiter, self._publish, plan, build, image, manifest, lowers)
+            await finish(self._limiter, self._publish, replace(plan, sha=sha), plan.key, build, image, manifest, lowers)
         except OSError as error:
             raise _building_failed(error) from error
         finally:
@@ -182,10 +210,44 @@ class TemplateCache:
         log.info(
             "template_built",
             key=plan.key,
-            repository=plan.source.name,
-            commit=plan.sha,
+            repository=plan.name,
+            commit=sha,
             took_s=time.monotonic() - started,
         )
+
+    async def _tree(self, plan: Plan, build: Path, deadline: float) -> tuple[str, Manifest]:
+        """The sealed tree in `build`: its commit's full name, and its manifest."""
+        tree = build / layers.TREE
+        if plan.source is None:
+            return await self._tree_of_image(plan, build, deadline)
+        async with self._mirrors.holding(plan.source, plan.sha, deadline=deadline) as mirror:
+            manifest = await finish(
+                self._limiter, seal.seal, mirror, plan.sha, tree, history=plan.history, deadline=deadline
+            )
+        return plan.sha, manifest
+
+    async def _tree_of_image(self, plan: Plan, build: Path, deadline: float) -> tuple[str, Manifest]:
+        tree = build / layers.TREE
+        tree.mkdir(mode=0o755)
+        unpacked = partial(unpack, target=tree, caps=Caps())
+        await self._images.read_folder(plan.image, plan.workdir, unpacked, timeout_s=_left_s(deadline))
+        made = await finish(
+            self._limiter, imaged.seal_in_place, build, plan.sha, history=plan.history, deadline=deadline
+        )
+        await self._warn_of_copies(plan, deadline)
+        return made
+
+    async def _warn_of_copies(self, plan: Plan, deadline: float) -> None:
+        """What the mount does not cover is the image's, and stays in reach of a box."""
+        elsewhere = partial(imaged.repositories, but=plan.workdir)
+        try:
+            found = await self._images.read_folder(plan.image, "/", elsewhere, timeout_s=_left_s(deadline))
+        except tarfile.TarError as error:
+            raise RepositoryError("the image could not be read: try again") from error
+        if found:
+            log.warning(
+                "image_has_other_repositories", image=plan.image, paths=found[: imaged.MAX_TOLD], count=len(found)
+            )
 
     async def _set_up(self, plan: Plan, build: Path, deadline: float) -> tuple[str, Manifest, tuple[str, ...]]:
         upper = await finish(self._limiter, layers.make_ready, build, self._works, rooted=self._rooted)
@@ -201,6 +263,7 @@ class TemplateCache:
                 tag=f"tiltyard-setup:{plan.key}",
                 network=plan.network,
                 timeout_s=timeout_s,
+                workdir=plan.workdir,
             )
         finally:
             await finish(self._limiter, layers.give_back, build, self._works)
@@ -214,11 +277,13 @@ class TemplateCache:
             folders.try_remove_tree(leftover)
         build.mkdir(mode=0o700)
 
-    def _publish(self, plan: Plan, build: Path, image: str | None, manifest: Manifest, lowers: tuple[str, ...]) -> None:
+    def _publish(
+        self, plan: Plan, key: str, build: Path, image: str | None, manifest: Manifest, lowers: tuple[str, ...]
+    ) -> None:
         record = stored.StoredTemplate(
             format=stored.FORMAT,
-            key=plan.key,
-            repository=plan.source.name,
+            key=key,
+            repository=plan.name,
             commit=plan.sha,
             image=image,
             lowers=lowers,
@@ -229,9 +294,13 @@ class TemplateCache:
         fd = os.open(build, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             syscalls.syncfs(fd)  # a template that outlives a fall of the machine must have its bytes
-            build.rename(self._folders.template(plan.key))
+            build.rename(self._folders.template(key))
         finally:
             os.close(fd)
+
+
+def _left_s(deadline: float) -> float:
+    return max(deadline - time.monotonic(), 0.0)
 
 
 def _building_failed(error: OSError) -> RepositoryError:

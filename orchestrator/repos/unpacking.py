@@ -7,7 +7,7 @@ import errno
 import os
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,20 @@ def unpack(stream: BinaryIO, target: Path, caps: Caps) -> None:
             _Unpacking(target, caps).run(archive)
     except (tarfile.TarError, EOFError, ValueError, UnicodeError) as error:
         raise RepositoryError("the image's archive is damaged, or the engine broke off: try again") from error
+
+
+@contextmanager
+def parent_of(root: Path, parts: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """A descriptor of the folder that holds the last of `parts`, and that name. No symlink below `root` is followed. Raises OSError."""
+    descriptor = os.open(root, _FOLDER)
+    try:
+        for part in parts[:-1]:
+            inner = os.open(part, _FOLDER, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = inner
+        yield descriptor, parts[-1]
+    finally:
+        os.close(descriptor)
 
 
 class _Unpacking:
@@ -102,21 +116,15 @@ class _Unpacking:
         """A descriptor of the folder that holds the last of `parts`, reached through real folders alone; and that name."""
         if not parts:
             raise RepositoryError("a link in the image's archive names its root")
-        descriptor = os.open(self._target, _FOLDER)
         try:
-            for part in parts[:-1]:
-                inner = os.open(part, _FOLDER, dir_fd=descriptor)
-                os.close(descriptor)
-                descriptor = inner
-            yield descriptor, parts[-1]
+            with parent_of(self._target, parts) as found:
+                yield found
         except FileExistsError as error:
             raise RepositoryError(f"{'/'.join(parts)} comes twice in the image's archive") from error
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENOENT, errno.ENAMETOOLONG):
                 raise RepositoryError(f"{'/'.join(parts)} in the image's archive lies in no folder of it") from error
             raise
-        finally:
-            os.close(descriptor)
 
 
 def _split(name: str) -> tuple[str, ...]:

@@ -7,12 +7,13 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from orchestrator.egress.names import network
 from orchestrator.errors import Misconfigured
 from orchestrator.graders.registry import grader
 from orchestrator.models import (
+    IMAGE_WORKSPACE_FORM,
     AnswerSource,
     FileF1Spec,
     HiddenFile,
@@ -36,6 +37,12 @@ def _inside(path: str) -> str:
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\x00" in path:
         raise ValueError("must be relative to the repository's root, without '..'")
     return str(pure)
+
+
+def _of_an_image(workspace: str) -> str:
+    if not IMAGE_WORKSPACE_FORM.fullmatch(workspace):
+        raise ValueError("write image: and the repository's absolute path in the image, for example image:/testbed")
+    return workspace
 
 
 def _known_tool(name: str) -> str:
@@ -162,12 +169,17 @@ def _reach(field: Literal["none"] | NetworkRow) -> Network:
     return Network() if field == "none" else network(field.allow, field.ports)
 
 
+def _place(repo: str, folder: Path) -> str:
+    return repo if _REMOTE.match(repo) else str((folder / Path(repo).expanduser()).resolve())
+
+
 class TaskRow(_Row):
     """One line of a task file; the fields are those of `orchestrator.models.Task`."""
 
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/@+-]{0,199}$")]
-    repo: NonEmpty
-    commit: Annotated[str, Field(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")]
+    repo: NonEmpty | None = None
+    commit: Annotated[str, Field(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")] | None = None
+    workspace: Annotated[str, AfterValidator(_of_an_image)] | None = None
     image: NonEmpty
     prompt: NonEmpty
     grader: NonEmpty
@@ -190,12 +202,22 @@ class TaskRow(_Row):
             raise ValueError("setup_network is given but no set-up command; leave it out, or write setup")
         return self
 
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        for name in ("repo", "commit") if self.workspace is None else ():
+            if getattr(self, name) is None:
+                raise PydanticCustomError("missing_part", "{field}: is missing; add it", {"field": name})
+        if self.workspace is not None and self.repo is not None:
+            raise ValueError("repo and workspace are both given; leave one out")
+        return self
+
     def value(self, folder: Path) -> Task:
         """The task; a relative `repo` is relative to `folder`."""
         return Task(
             id=TaskId(self.id),
-            repo=self.repo if _REMOTE.match(self.repo) else str((folder / Path(self.repo).expanduser()).resolve()),
-            commit=self.commit,
+            repo=_place(self.repo, folder) if self.repo else "",
+            commit=self.commit or "",
+            workspace=self.workspace or "",
             image=self.image,
             prompt=self.prompt,
             grader=self.grader,
@@ -268,6 +290,8 @@ def _told(details: ErrorDetails) -> str:
             return f"{field}: is missing; add it"
         case "extra_forbidden":
             return f"{field}: there is no such field{_meant(details['loc'])}"
+        case "missing_part":
+            return details["msg"]
         case "json_invalid":
             return f"not valid JSON ({details['msg'].removeprefix('Invalid JSON: ')}); write one JSON object per line"
     if field == "commit":

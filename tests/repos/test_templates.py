@@ -81,7 +81,7 @@ async def test_a_missing_image_a_bad_history_and_an_image_workspace_are_refused(
     for task, words in (
         (make_task(origin.path, origin.middle, image="gone"), "not on this machine"),
         (make_task(origin.path, origin.middle, history="none"), "full, orphan"),
-        (make_task("image:/testbed", origin.middle), "not supported"),
+        (make_task("image:/testbed", origin.middle), "write workspace, not repo"),
     ):
         with pytest.raises(Misconfigured, match=words):
             await cache.template(task, deadline=soon())

@@ -86,7 +86,7 @@ def test_every_field(tmp_path: Path) -> None:
         "setup_network": {"allow": ["deb.debian.org"]},
         "history": "orphan",
     }
-    assert set(row) == {field.name for field in fields(Task)}
+    assert {*row, "workspace"} == {field.name for field in fields(Task)}
     assert set(TaskRow.model_fields) == {field.name for field in fields(Task)}
     assert set(load.TestsRow.model_fields) == {field.name for field in fields(models.TestsSpec)}
     assert set(LimitsRow.model_fields) == {field.name for field in fields(Limits)}
@@ -123,6 +123,43 @@ def test_every_field(tmp_path: Path) -> None:
         "orphan",
     )
     assert task.setup_network == Network(allow=("deb.debian.org",))
+
+
+IMAGED = {name: value for name, value in ROW.items() if name not in ("repo", "commit")} | {
+    "workspace": "image:/testbed"
+}
+
+
+def test_a_repository_inside_the_image_needs_no_repo_and_no_commit(tmp_path: Path) -> None:
+    (task,) = load_tasks(file(tmp_path, IMAGED)).values()
+    assert (task.repo, task.commit, task.workspace, task.workdir) == ("", "", "image:/testbed", "/testbed")
+    (task,) = load_tasks(file(tmp_path, {**IMAGED, "commit": "c" * 40})).values()
+    assert task.commit == "c" * 40
+    (task,) = load_tasks(file(tmp_path, ROW)).values()
+    assert (task.workspace, task.workdir) == ("", "/workspace")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"repo": "r"}, "repo and workspace are both given; leave one out"),
+        *(
+            ({"workspace": wrong}, "workspace: write image: and the repository's absolute path")
+            for wrong in (
+                "/testbed",
+                "image:testbed",
+                "image:/",
+                "image:/a/../b",
+                "image:/tmp/x",
+                "image:/a//b",
+                "image:/a/",
+            )
+        ),
+    ],
+)
+def test_an_image_workspace_of_another_form_is_told(tmp_path: Path, changed: dict[str, str], words: str) -> None:
+    with pytest.raises(Misconfigured, match=words):
+        load_tasks(file(tmp_path, {**IMAGED, **changed}))
 
 
 @pytest.mark.parametrize(

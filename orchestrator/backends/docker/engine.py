@@ -1,6 +1,7 @@
 """The Engine API as awaitables: every request in a thread of this class's own pool, every failure in our tree of errors."""
 
 import asyncio
+import io
 import json
 import logging
 import re
@@ -12,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import requests.exceptions
 from docker import APIClient
@@ -31,6 +32,7 @@ THREADS = 16
 """Requests to the engine at once: starts are few (start slots), removals and looks come in bursts."""
 CONFLICT = 409
 SERVER_ERROR = 500
+ARCHIVE_BUFFER_BYTES = 1024 * 1024
 REMOVAL_POLL_S = 0.05
 LONGEST_PAUSE_S = 0.5
 ANY_VERSION = "1.41"
@@ -141,6 +143,19 @@ class Engine:
     async def remove_image(self, reference: str) -> None:
         """Gone already is fine."""
         await self._call(lambda api: _absent_as_none(api.remove_image, reference))
+
+    async def read_archive(self, container: str, path: str, read: Callable[[BinaryIO], T], *, deadline: float) -> T:
+        """`read(tar)` in a thread: of the folder `path` of a container, which need not run; "/" is all of it.
+
+        Raises Misconfigured for no such path, StartFailed after `deadline` (time.monotonic()); what `read` raises.
+        """
+
+        def reading(api: APIClient) -> Callable[[], T]:
+            chunks = api.export(container) if path == "/" else api.get_archive(container, path)[0]
+            with closing(chunks):
+                return _outcome(partial(read, io.BufferedReader(_Chunks(chunks, deadline), ARCHIVE_BUFFER_BYTES)))
+
+        return (await self._call(reading))()
 
     async def create_volume(self, name: str, options: Mapping[str, str], labels: Mapping[str, str]) -> None:
         """A volume of the local driver; the engine mounts it when a container starts."""
@@ -262,6 +277,46 @@ def _refusal(error: APIError) -> StartFailed | Misconfigured:
     if error.status_code == 400 and UNKNOWN_RUNTIME.search(words):
         return Misconfigured(f"the container engine lacks the runtime that is set: {tidy(words)}")
     return StartFailed(f"the container engine refused: {tidy(words)}")
+
+
+def _outcome(read: Callable[[], T]) -> Callable[[], T]:
+    """What `read` came to, to be returned or raised elsewhere: its failures, a full disk say, are none of the engine's. The engine's pass through."""
+    try:
+        result = read()
+    except requests.exceptions.RequestException:
+        raise
+    except Exception as error:  # noqa: BLE001  raised again by whoever calls what is returned
+        return partial(_raise, error)
+    return lambda: result
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
+
+
+class _Chunks(io.RawIOBase):
+    """A reply's pieces as a file."""
+
+    def __init__(self, chunks: Iterator[bytes], deadline: float) -> None:
+        self._chunks = chunks
+        self._deadline = deadline
+        self._left = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """See io.RawIOBase. Raises StartFailed when time is up."""
+        if time.monotonic() > self._deadline:
+            raise StartFailed("reading the image took too long")
+        while not self._left:
+            try:
+                self._left = memoryview(next(self._chunks))
+            except StopIteration:
+                return 0
+        size = min(len(buffer), len(self._left))
+        buffer[:size], self._left = self._left[:size], self._left[size:]
+        return size
 
 
 def _absent_as_none(request: Callable[[str], T], name: str) -> T | None:

@@ -6,11 +6,11 @@ import os
 import secrets
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self, TypeVar
 
 from orchestrator.backends.docker import base_images
 from orchestrator.backends.docker.egress.control import SETUP, Egress
@@ -24,6 +24,7 @@ from orchestrator.models import DEFAULT_WORKDIR, JsonValue, Network
 from orchestrator.repos.workspace import check_state_dir
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 HOSTNAME = "setup"
 SETUP_CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID")
@@ -109,6 +110,17 @@ def setup_spec(plan: SetupPlan) -> dict[str, JsonValue]:
     }
 
 
+def unstarted_spec(image_id: str, labels: Mapping[str, str]) -> dict[str, JsonValue]:
+    """The body of the create request of a container that only lends its files."""
+    return {
+        "Image": image_id,
+        "Entrypoint": [""],
+        "Cmd": ["/nothing-runs-here"],
+        "Labels": {**labels},
+        "HostConfig": {"NetworkMode": "none", "LogConfig": {"Type": "none"}, "AutoRemove": False},
+    }
+
+
 class DockerImages:
     """Implements `orchestrator.repos.images.ImageResolver` and `SetupRunner`. Owner of its connections: `async with`."""
 
@@ -187,6 +199,19 @@ class DockerImages:
             raise
         except StartFailed as error:
             raise RepositoryError(f"the set-up container could not run: {error.message}") from error
+        finally:
+            await finish(self._discard(name))
+
+    async def read_folder(self, image: str, path: str, read: Callable[[BinaryIO], T], *, timeout_s: float) -> T:
+        """See `orchestrator.repos.images.ImageFiles`: out of a container that is made and never started."""
+        name = f"tiltyard-setup-{secrets.token_hex(8)}"
+        await self._engine.create(name, unstarted_spec(await self.image_id(image), self._labels()))
+        try:
+            return await self._engine.read_archive(name, path, read, deadline=time.monotonic() + timeout_s)
+        except EngineUnavailable:
+            raise
+        except StartFailed as error:
+            raise RepositoryError(f"the image's files could not be read: {error.message}") from error
         finally:
             await finish(self._discard(name))
 
