@@ -14,6 +14,8 @@ const (
 	// sweepLimit is how long one command's tree is chased before all commands of its uid die with it: on runc a sweep of 300
 	// processes takes tens of milliseconds, and only runners that fork faster than /proc is read need longer.
 	sweepLimit = time.Second
+	// hastyRounds are tried without stopping what is to be killed.
+	hastyRounds = 3
 	// killAllLimit bounds the wait for killed processes to be gone (big memory takes a while to free).
 	killAllLimit = 5 * time.Second
 	// strangerUID is the real and saved uid of the killing thread: nobody's, so that none may signal it.
@@ -88,11 +90,13 @@ func members(all []process, belongs func(process) bool) []process {
 }
 
 // sweep ends the tree and nothing else: stop what is found until nothing new is, then kill. False: it was not done in time.
+// Where the first process is kept, it is first tried without stopping: gVisor sends SIGHUP to a process group with a stopped member
+// when another one dies, which would end that process.
 func (k *killer) sweep(t tree, limit time.Duration) bool {
 	deadline := time.Now().Add(limit)
 	stopped := map[int]bool{}
 	pause := 100 * time.Microsecond
-	for time.Now().Before(deadline) {
+	for round := 0; time.Now().Before(deadline); round++ {
 		all := k.proc.scan()
 		alive := members(all, func(p process) bool { return stopped[p.pid] && !k.tags || k.belongs(p, t) })
 		alive = t.meant(all, alive)
@@ -101,7 +105,7 @@ func (k *killer) sweep(t tree, limit time.Duration) bool {
 		}
 		fresh := false
 		for _, p := range alive {
-			if !stopped[p.pid] {
+			if stop := !t.keepRoot || round >= hastyRounds; stop && !stopped[p.pid] {
 				stopped[p.pid], fresh = true, true
 				kill1(p.pid, syscall.SIGSTOP)
 			}

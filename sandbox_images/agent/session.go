@@ -13,7 +13,9 @@ const (
 	// maxSessions bounds the shells that one box keeps: each costs a process, and some descriptors and memory here.
 	maxSessions = 8
 	// interruptLimit is how long an interrupted shell has to come back to its loop, and a fresh one to take its state over.
-	interruptLimit = time.Second
+	interruptLimit = 2 * time.Second
+	// interruptSweep is how long each round chases what the script started: under gVisor one look at /proc takes milliseconds.
+	interruptSweep = 400 * time.Millisecond
 	// interruptPause is after what time a shell is interrupted again: one that was just starting a program may have passed over it.
 	interruptPause = 100 * time.Millisecond
 )
@@ -264,7 +266,7 @@ func (c *sessionCall) interrupt() bool {
 		}
 		sh.signal(syscall.SIGINT)
 		sh.signal(syscall.SIGCONT)
-		c.agent.killer.sweep(mine, interruptPause)
+		c.agent.killer.sweep(mine, interruptSweep)
 		select {
 		case <-c.hearing.status:
 			back = true

@@ -281,11 +281,13 @@ async def test_calls_of_one_session_wait_for_each_other(box: Box) -> None:
 
 async def test_sessions_outlive_their_host(box: Box) -> None:
     await run(box, "A=1; cd /")
-    other = box.another_client()
-    await other.lease(ROLLOUT, Epoch(2))
-    box.client, first = other, box.client
-    await first.aclose()
-    assert await text(box, "echo $A; pwd") == "1\n/\n"
+    await box.client.aclose()
+    other = box.client = box.another_client()
+    try:
+        await other.lease(ROLLOUT, Epoch(2))
+        assert await text(box, "echo $A; pwd") == "1\n/\n"
+    finally:
+        await other.aclose()
 
 
 async def test_there_are_at_most_eight(box: Box) -> None:
