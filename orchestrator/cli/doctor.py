@@ -13,8 +13,9 @@ from rich.table import Table
 
 from orchestrator.agent.binary import agent_binary
 from orchestrator.backends.checks import Check, Verdict, fail, ok, warn
+from orchestrator.backends.registry import BACKENDS
 from orchestrator.cli.identity import host_lock
-from orchestrator.cli.wiring import docker_settings, engine, free_disk_mib, show
+from orchestrator.cli.wiring import docker_settings, engine, free_disk_mib, local_settings, show
 from orchestrator.errors import Misconfigured, TiltyardError
 from orchestrator.settings import Settings
 
@@ -23,7 +24,7 @@ LOW_DISK_GIB = 10.0
 STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
 
 
-def run(settings: Settings, conformance: str | None, image: str, as_json: bool) -> int:
+def run(settings: Settings, conformance: str | None, image: str | None, as_json: bool) -> int:
     """Exit status: 0 when boxes can run (or every check of the suite passed), else 1. Raises Misconfigured."""
     if conformance is not None:
         return asyncio.run(_prove(settings, conformance, image))
@@ -88,6 +89,11 @@ def _cgroups() -> Check:
 
 
 async def _engine_checks(settings: Settings) -> Sequence[Check]:
+    """Of what makes the boxes, which is the backend that is set."""
+    if settings.backend == "local":
+        from orchestrator.backends.local.doctor import inspect_machine
+
+        return await asyncio.to_thread(inspect_machine, local_settings(settings))
     try:
         from orchestrator.backends.docker.doctor import inspect_engine
     except ImportError:
@@ -95,18 +101,19 @@ async def _engine_checks(settings: Settings) -> Sequence[Check]:
     return await inspect_engine(docker_settings(settings))
 
 
-async def _prove(settings: Settings, backend: str, image: str) -> int:
+async def _prove(settings: Settings, backend: str, image: str | None) -> int:
     from orchestrator.conformance import line, render, run_named
+    from orchestrator.conformance.gaps import DEFAULT_IMAGE, HOST_IMAGE
 
-    if backend not in ("docker", "fake"):
-        raise Misconfigured(f"no backend {backend!r} to prove; there are docker and fake")
+    if backend not in BACKENDS:
+        raise Misconfigured(f"no backend {backend!r} to prove; there are {', '.join(sorted(BACKENDS))}")
     chosen = settings.model_copy(update={"backend": backend, "deployment": "conformance"})
     with host_lock(chosen.deployment_dir, chosen.host_id):
         async with engine(chosen) as made:
             show(made.notices)
             report = await run_named(
                 made.backend,
-                image=image,
+                image=image or (HOST_IMAGE if backend == "local" else DEFAULT_IMAGE),
                 runtime=chosen.runtime if backend == "docker" else "",
                 on_result=lambda r: print(line(r), file=sys.stderr),
             )

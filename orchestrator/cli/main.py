@@ -26,6 +26,19 @@ AcceptOldRunc = Annotated[
         "--accept-old-runc", help="Make boxes although runc lacks published fixes (TILTYARD_ACCEPT_OLD_RUNC)."
     ),
 ]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        help="docker; local (no engine, see docs/local.md); fake (in memory, runs nothing). (TILTYARD_BACKEND)"
+    ),
+]
+HostRoot = Annotated[
+    bool,
+    typer.Option(
+        "--host-root",
+        help="Backend local: run tasks of any image over this machine's own programs (TILTYARD_LOCAL_ANY_IMAGE).",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="For a program to read.")]
 
 
@@ -37,7 +50,8 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
     tokens: Annotated[Path | None, typer.Option(help="Token file; see `tiltyard token new`.")] = None,
     insecure_loopback: Annotated[bool, typer.Option(help="No tokens; processes of this machine only.")] = False,
-    backend: Annotated[str | None, typer.Option(help="docker, or fake (in memory, runs nothing).")] = None,
+    backend: Backend = None,
+    host_root: HostRoot = False,
     runtime: Runtime = None,
     accept_old_runc: AcceptOldRunc = False,
     deployment: Deployment = None,
@@ -55,6 +69,7 @@ def serve(
             tokens=tokens,
             insecure_loopback=insecure_loopback or None,
             backend=backend,
+            local_any_image=host_root or None,
             runtime=runtime,
             accept_old_runc=accept_old_runc or None,
             deployment=deployment,
@@ -66,6 +81,7 @@ def serve(
 @app.command()
 def demo(
     deployment: Annotated[str, typer.Option(help="Name of the demo's own deployment.")] = "demo",
+    backend: Backend = None,
     runtime: Runtime = None,
     state_dir: StateDir = None,
 ) -> None:
@@ -73,14 +89,21 @@ def demo(
     from orchestrator.cli.demo.command import run
 
     raise typer.Exit(
-        run(load_settings(deployment=deployment, state_dir=state_dir, runtime=runtime, accept_old_runc=True))
+        run(
+            load_settings(
+                deployment=deployment, state_dir=state_dir, backend=backend, runtime=runtime, accept_old_runc=True
+            )
+        )
     )
 
 
 @app.command()
 def doctor(
     conformance: Annotated[str | None, typer.Option(help="Run the conformance suite over this backend.")] = None,
-    image: Annotated[str, typer.Option(help="Image for the conformance suite's boxes.")] = "tiltyard/python:3.11",
+    image: Annotated[
+        str | None, typer.Option(help="Image for the conformance suite's boxes; the backend's usual one.")
+    ] = None,
+    backend: Backend = None,
     runtime: Runtime = None,
     accept_old_runc: AcceptOldRunc = False,
     deployment: Deployment = None,
@@ -91,7 +114,11 @@ def doctor(
     from orchestrator.cli.doctor import run
 
     settings = load_settings(
-        deployment=deployment, state_dir=state_dir, runtime=runtime, accept_old_runc=accept_old_runc or None
+        deployment=deployment,
+        state_dir=state_dir,
+        backend=backend,
+        runtime=runtime,
+        accept_old_runc=accept_old_runc or None,
     )
     raise typer.Exit(run(settings, conformance, image, as_json))
 
@@ -99,13 +126,14 @@ def doctor(
 @app.command()
 def sweep(
     everything: Annotated[bool, typer.Option("--all", help="Every deployment of this machine.")] = False,
+    backend: Backend = None,
     deployment: Deployment = None,
     state_dir: StateDir = None,
 ) -> None:
     """Remove the boxes, mounts and folders that a deployment left; refused while it is served."""
     from orchestrator.cli.sweep import run
 
-    run(_settings(deployment, state_dir), everything)
+    run(load_settings(deployment=deployment, state_dir=state_dir, backend=backend), everything)
 
 
 @rollouts.command("list")

@@ -3,7 +3,8 @@
 import asyncio
 
 from orchestrator.cli.identity import host_lock
-from orchestrator.cli.wiring import engine
+from orchestrator.cli.wiring import engine, local_settings
+from orchestrator.errors import EngineUnavailable
 from orchestrator.settings import Settings
 
 
@@ -23,8 +24,24 @@ def deployments(settings: Settings) -> list[str]:
 
 async def _sweep(settings: Settings) -> int:
     with host_lock(settings.deployment_dir, settings.host_id):
-        async with engine(settings, starts_boxes=False) as made:
-            owned = await made.backend.owned()
-            for box in owned:
-                await made.backend.destroy(box.id)
-            return len(owned)
+        served_locally = await asyncio.to_thread(local_settings(settings).own_dir.is_dir)
+        if settings.backend == "local" or not served_locally:
+            return await _remove_all(settings)
+        removed = await _remove_all(settings.model_copy(update={"backend": "local"}))
+        try:
+            return removed + await _remove_all(settings)
+        except EngineUnavailable as error:
+            print(
+                f"{settings.deployment}: boxes of backend local are removed; an engine's were not looked for: {error.message}"
+            )
+            return removed
+
+
+async def _remove_all(settings: Settings) -> int:
+    async with engine(settings, starts_boxes=False) as made:
+        owned = await made.backend.owned()
+        for box in owned:
+            await made.backend.destroy(box.id)
+        if settings.backend == "local":
+            await made.tidy()
+        return len(owned)

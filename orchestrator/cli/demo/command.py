@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from orchestrator.backends.local.settings import HOST_IMAGE
 from orchestrator.cli.demo import server
 from orchestrator.cli.demo.cast import cast
 from orchestrator.cli.demo.play import Played, play_all
@@ -67,19 +68,21 @@ def _environment(settings: Settings) -> dict[str, str]:
         "TILTYARD_DEPLOYMENT": settings.deployment,
         "TILTYARD_STATE_DIR": str(settings.state_dir),
         "TILTYARD_RUNTIME": settings.runtime,
+        "TILTYARD_BACKEND": settings.backend,
     }
 
 
 async def _tasks(settings: Settings, folder: Path, source: Source) -> Path:
-    """The task file; the ids are found once per (releases, commit)."""
-    key = hashlib.sha256(repr((HISTORY, NEW, IMAGE, source.base)).encode()).hexdigest()[:16]
+    """The task file; the ids are found once per (releases, commit, image)."""
+    image = HOST_IMAGE if settings.backend == "local" else IMAGE
+    key = hashlib.sha256(repr((HISTORY, NEW, image, source.base)).encode()).hexdigest()[:16]
     path = folder / f"tasks-{key}.jsonl"
     if not path.exists():
         deadline = asyncio.get_running_loop().time() + MEASURE_S
         async with engine(settings) as made:
-            fail_to_pass, pass_to_pass = await measured_ids(made.backend, made.templates, source, deadline)
+            fail_to_pass, pass_to_pass = await measured_ids(made.backend, made.templates, source, image, deadline)
         temporary = path.with_suffix(".part")
-        write_tasks(temporary, task_rows(source, fail_to_pass, pass_to_pass))
+        write_tasks(temporary, task_rows(source, image, fail_to_pass, pass_to_pass))
         temporary.rename(path)
     return path
 

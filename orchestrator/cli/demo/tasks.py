@@ -80,11 +80,11 @@ def _tested_by(path: str) -> str:
 
 
 async def measured_ids(
-    backend: SandboxBackend, templates: Templates, source: Source, deadline: float
+    backend: SandboxBackend, templates: Templates, source: Source, image: str, deadline: float
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(fail_to_pass, pass_to_pass) of the hidden tests, found by running them in two throw-away boxes."""
     probe = Task(
-        id=TaskId("measure"), repo=str(source.repo), commit=source.base, image=IMAGE, prompt="", grader="file_f1"
+        id=TaskId("measure"), repo=str(source.repo), commit=source.base, image=image, prompt="", grader="file_f1"
     )
     template = await templates.template(probe, deadline=deadline)
     base = await measure.outcomes(backend, template, source.hidden, HIDDEN)
@@ -93,10 +93,10 @@ async def measured_ids(
 
 
 def task_rows(
-    source: Source, fail_to_pass: tuple[str, ...], pass_to_pass: tuple[str, ...]
+    source: Source, image: str, fail_to_pass: tuple[str, ...], pass_to_pass: tuple[str, ...]
 ) -> list[dict[str, JsonValue]]:
     """The two rows of the task file."""
-    common: dict[str, JsonValue] = {"repo": str(source.repo), "commit": source.base, "image": IMAGE, "max_calls": 40}
+    common: dict[str, JsonValue] = {"repo": str(source.repo), "commit": source.base, "image": image, "max_calls": 40}
     tests: dict[str, JsonValue] = {
         "hidden": [{"path": path, "text": text} for path, text in source.hidden.items()],
         "fail_to_pass": [*fail_to_pass],
