@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli.terminal import plain
 from orchestrator.errors import TiltyardError
 from orchestrator.settings import Settings, load_settings
 
@@ -185,7 +186,7 @@ def main() -> None:
     try:
         app()
     except TiltyardError as error:
-        print(f"tiltyard: {error.message}", file=sys.stderr)
+        print(f"tiltyard: {plain(error.message)}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -6,9 +6,9 @@ import json
 from datetime import UTC, datetime
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from orchestrator.cli.terminal import printable
 from orchestrator.errors import UnknownRollout
 from orchestrator.interfaces import RolloutSummary
 from orchestrator.models import Binding, CallRecord, Evidence, JobId, JsonValue, Reward, RolloutKey, TraceId
@@ -17,12 +17,6 @@ from orchestrator.store.sql import SqlStore
 
 SHOWN_CHARS = 600
 """Of each reply, on a terminal; `--json` has all of it."""
-
-
-def printable(text: str) -> str:
-    """Text from a box as a terminal may show it: no escapes or control characters but newline and tab (C29)."""
-    kept = "".join(c if c in "\n\t" or (c.isprintable()) else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return escape(kept)
 
 
 def list_rollouts(settings: Settings, job: str | None, limit: int, as_json: bool) -> None:
@@ -34,9 +28,9 @@ def list_rollouts(settings: Settings, job: str | None, limit: int, as_json: bool
     for summary in found:
         binding, reward = summary.binding, summary.reward
         table.add_row(
-            binding.rollout.job,
-            binding.rollout.trace_id,
-            binding.task,
+            printable(binding.rollout.job),
+            printable(binding.rollout.trace_id),
+            printable(binding.task),
             binding.state.value,
             str(summary.calls),
             reward.outcome.value if reward else "",
@@ -69,7 +63,7 @@ def show_rollout(settings: Settings, job: str, trace_id: str, as_json: bool) -> 
 def _print_call(console: Console, call: CallRecord) -> None:
     took = call.finished_at - call.started_at
     console.print(
-        f"[bold]{call.sequence}. {printable(call.tool)}[/bold] {printable(call.arguments_text)[:SHOWN_CHARS]}"
+        f"[bold]{call.sequence}. {printable(call.tool)}[/bold] {printable(call.arguments_text[:SHOWN_CHARS])}"
     )
     text = call.reply.text
     more = f"\n… {len(text) - SHOWN_CHARS} characters more" if len(text) > SHOWN_CHARS else ""
