@@ -93,6 +93,7 @@ class Server:
             "TILTYARD_DEPLOYMENT": self.deployment,
             "TILTYARD_HOST_ID": "e2e",
             "TILTYARD_MEMORY_LIMIT_MIB": "8192",
+            "TILTYARD_ACCEPT_OLD_RUNC": "1",
         }
         command = [sys.executable, "-m", "orchestrator.cli.main", "serve"]
         command += ["--tasks", str(self.tasks), "--port", str(self.port), "--insecure-loopback", "--accept-old-runc"]
