@@ -42,6 +42,5 @@ async def _remove_all(settings: Settings) -> int:
         owned = await made.backend.owned()
         for box in owned:
             await made.backend.destroy(box.id)
-        if settings.backend == "local":
-            await made.tidy()
+        await made.tidy()
         return len(owned)

@@ -113,10 +113,15 @@ async def _docker(settings: Settings, stack: AsyncExitStack, starts_boxes: bool)
     images = await stack.enter_async_context(DockerImages(docker))
     templates = TemplateCache(settings.deployment_dir / "cache", setup=images, images=images)
     capacity = await backend.capacity()
+
+    async def tidy() -> None:
+        await images.sweep()
+        await backend.tidy()
+
     return Engine(
         backend=backend,
         templates=templates,
-        tidy=images.sweep,
+        tidy=tidy,
         memory_limit_mib=capacity.memory_mib,
         notices=backend.notices,
     )

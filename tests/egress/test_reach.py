@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 
 import pytest
 
 from orchestrator.models import Network
 from tests.egress.conftest import LISTED, Open, Prober
 from tests.egress.internet import Internet, docker, records
+from tests.egress.servers import host_servers
 from tests.needs import needs
 
 pytestmark = [pytest.mark.anyio, needs("docker", "root")]
@@ -19,22 +19,7 @@ DENIED = "got 403 ERR_ACCESS_DENIED 0"
 
 @pytest.fixture
 async def host_server(internet: Internet) -> AsyncIterator[int]:
-    """Servers of this machine on every address (a free port) and on its address in the internet (port 80), which others reach."""
-
-    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nConnection: close\r\n\r\nhost saw\n")
-        await writer.drain()
-        writer.close()
-        await writer.wait_closed()
-
-    async with AsyncExitStack() as stack:
-        wide = await stack.enter_async_context(await asyncio.start_server(greet, "0.0.0.0", 0))
-        await stack.enter_async_context(await asyncio.start_server(greet, internet.gateway, 80))
-        port = int(wide.sockets[0].getsockname()[1])
-        for reached in (port, 80):
-            script = f"import socket; print(socket.create_connection(('{internet.gateway}', {reached}), 5).recv(20))"
-            seen = await asyncio.to_thread(docker, "exec", f"{internet.name}-web", "python3", "-c", script)
-            assert "200 OK" in seen
+    async with host_servers(internet) as port:
         yield port
 
 
@@ -251,10 +236,9 @@ async def test_the_firewall_holds_where_the_proxy_would_err(
         return await asyncio.to_thread(docker, "exec", container, "sh", "-c", script) == "yes"
 
     assert await reached(internet.web, 80)
-    assert not await reached(internet.web, 22)
-    for host in (internet.gateway, "169.254.169.254", "10.1.2.3", "172.17.0.1", "127.0.0.1", "0.0.0.0"):
-        assert not await reached(host, 80)
-    assert not await reached(internet.gateway, host_server)
+    refused = [(internet.web, 22), (internet.gateway, host_server)]
+    refused += [(host, 80) for host in (internet.gateway, "169.254.169.254", "10.1.2.3", "172.17.0.1", "127.0.0.1")]
+    assert await asyncio.gather(*(reached(host, port) for host, port in refused)) == [False] * len(refused)
 
 
 async def test_a_box_without_a_list_has_no_interface_and_no_proxy(opened: Open) -> None:

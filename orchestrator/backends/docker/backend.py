@@ -156,6 +156,10 @@ class DockerBackend:
         """See EgressControl."""
         return await finish(self._egress.cut(sandbox_id))
 
+    async def tidy(self) -> None:
+        """End proxies that no box uses: a killed process may have left one. Only for whoever holds the host's lock. Raises EngineUnavailable."""
+        await self._egress.sweep()
+
     async def owned(self) -> Sequence[OwnedSandbox]:
         """Every box of this deployment and host that left a container, a workspace, a wire, or several. Raises EngineUnavailable."""
         found = {name: OwnedSandbox(id=name, created_at=at, running=False) for name, at in self._making.items()}

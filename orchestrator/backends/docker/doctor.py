@@ -9,6 +9,7 @@ from pathlib import Path
 
 from orchestrator.backends.checks import Check, fail, ok, warn
 from orchestrator.backends.docker import base_images
+from orchestrator.backends.docker.egress.namespaces import missing_commands
 from orchestrator.backends.docker.engine import Engine
 from orchestrator.backends.docker.facts import EngineFacts
 from orchestrator.backends.docker.runtimes import (
@@ -121,6 +122,15 @@ def check_rights(euid: int) -> Check:
     )
 
 
+def check_networks(euid: int, missing: Sequence[str]) -> Check:
+    """What tasks' allow-lists need besides the image."""
+    if euid == 0 and not missing:
+        return ok("allow-lists", "tasks may name hosts that their boxes reach")
+    lacking = "not root" if euid else f"no {', '.join(missing)}"
+    fix = "run the server as root" if euid else "apt-get install iproute2 util-linux iptables"
+    return warn("allow-lists", f"{lacking}: tasks that name hosts to reach are refused", fix)
+
+
 def check_image(name: str, present: bool, current: bool) -> Check:
     if present and current:
         return ok("image", name)
@@ -176,6 +186,7 @@ async def inspect_engine(settings: DockerSettings) -> Sequence[Check]:
         program = await look_up(settings.runtime, facts)
         broken = await asyncio.to_thread(_broken_filter, settings)
         checks = verdicts(facts, settings, program, os.geteuid(), broken)
+        checks.append(check_networks(os.geteuid(), missing_commands()))
         checks += [check_disk(disk) for disk in _disks(settings.state_dir, facts.root_dir)]
         return checks + [await _image(engine, name) for name in base_images.NAMES]
     except EngineUnavailable as error:

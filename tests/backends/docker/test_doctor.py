@@ -77,6 +77,13 @@ def test_runtimes_that_are_there_are_listed() -> None:
     )
 
 
+def test_what_allow_lists_lack_is_told_with_its_fix() -> None:
+    assert doctor.check_networks(0, []).verdict is Verdict.OK
+    assert "root" in doctor.check_networks(1000, []).fix
+    assert doctor.check_networks(0, ["nsenter"]).verdict is Verdict.WARN
+    assert "nsenter" in doctor.check_networks(0, ["nsenter"]).detail
+
+
 def test_little_disk_is_told() -> None:
     assert doctor.check_disk(doctor.Disk(folder="/x", free_bytes=1024)).verdict is Verdict.WARN
     assert doctor.check_disk(doctor.Disk(folder="/x", free_bytes=1 << 40)).verdict is Verdict.OK

@@ -18,7 +18,7 @@ from orchestrator.backends.docker.finish import finish
 from orchestrator.backends.docker.settings import DockerSettings
 from orchestrator.backends.docker.spec import ROLE, Wire, container_name, owner_labels
 from orchestrator.egress import attempts, names
-from orchestrator.errors import Misconfigured, SandboxLost, StartFailed, TiltyardError
+from orchestrator.errors import EngineUnavailable, Misconfigured, SandboxLost, StartFailed, TiltyardError
 from orchestrator.models import Network, NetworkAttempt, SandboxId
 
 log = logging.getLogger(__name__)
@@ -190,9 +190,8 @@ class Egress:
         left |= set(await asyncio.to_thread(notes.keys, self._folder, self._use))
         for key in sorted(left - used):
             await self._end(key)
-        if left <= used or self._settings.egress_network:
-            return
-        await self._remove_own_uplink()
+        if not used:
+            await self._remove_own_uplink()
 
     async def _end(self, key: str) -> None:
         proxy = await self._engine.inspect(plans.proxy_name(key))
@@ -207,9 +206,15 @@ class Egress:
         return name
 
     async def _remove_own_uplink(self) -> None:
-        await self._engine.remove_network(
-            plans.uplink_name(self._settings.deployment, self._settings.host_id, self._use)
-        )
+        """Also where another is set now. While somebody else's container is on it, it stays."""
+        name = plans.uplink_name(self._settings.deployment, self._settings.host_id, self._use)
+        if await self._engine.has_network(name):
+            try:
+                await self._engine.remove_network(name)
+            except EngineUnavailable:
+                raise
+            except StartFailed as error:
+                log.warning("the network %s stays: %s", name, error.message)
 
     async def _holder(self, owner: str) -> ContainerState | None:
         """Ours alone: a container of that name with other labels is nobody's business of ours."""
