@@ -112,8 +112,46 @@ _DOCKER_RUNSC: Mapping[str, str] = {
 }
 """`tests/backends/docker/test_gvisor.py` looks at what stands behind each."""
 
+LOCAL_SHARED = "without root agent and commands share one uid, so that commands reach the agent's files, socket and signals; no signal ends it"
+LOCAL_PRINCIPALS = (
+    "without root a box has one uid, and so one principal: no trusted command is out of the others' reach"
+)
+LOCAL_USERS = "without root all boxes run as whoever serves; their namespaces keep them apart"
+LOCAL_WATCHED = "without root disk is watched and not capped: a box that takes more is ended, as its own doing"
+LOCAL_MEMORY = "without root there is no cgroup: each process is held to the memory limit by itself, and hears ENOMEM"
+LOCAL_PROCESSES = "without root one limit of processes holds for commands and agent together: 64 more than the task's"
+LOCAL_TIME = "without root there is no cgroup, and nothing else limits processor time (a machine busy with other work may hide it)"
+LOCAL_TAG = "without a second uid a command's tree is marked in its environment"
+_LOCAL_WITHOUT_ROOT: Mapping[str, str] = {
+    "exec/environment-holds-nothing-else": LOCAL_TAG,
+    "archives/an-archive-larger-than-the-disk-is-refused": LOCAL_WATCHED,
+    "isolation/the-rest-is-read-only": LOCAL_SHARED,
+    "isolation/own-socket-can-be-connected-to": LOCAL_SHARED,
+    "isolation/no-socket-leads-out": LOCAL_SHARED,
+    "isolation/the-agents-files-are-out-of-reach": LOCAL_SHARED,
+    "isolation/the-agent-cannot-be-signalled": LOCAL_SHARED,
+    "isolation/boxes-have-users-of-their-own": LOCAL_USERS,
+    "limits/processes-above-the-limit-do-not-start": LOCAL_PROCESSES,
+    "limits/memory-above-the-limit-kills-the-command": LOCAL_MEMORY,
+    "limits/processor-time-is-limited": LOCAL_TIME,
+    "limits/disk-above-the-limit-is-refused": LOCAL_WATCHED,
+    "limits/tmp-and-home-count-too": LOCAL_WATCHED,
+    "limits/inodes-above-the-limit-are-refused": LOCAL_WATCHED,
+    "hostile/a-full-box-can-still-be-graded": LOCAL_WATCHED,
+    "life/grader-box-runs-the-trusted-principal": LOCAL_PRINCIPALS,
+    "life/trusted-files-and-processes-are-out-of-reach": LOCAL_PRINCIPALS,
+    "life/rollout-box-has-no-trusted-principal": LOCAL_PRINCIPALS,
+}
+"""`local` itself, with root, has none."""
+
 GAPS: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {"fake": _FAKE, "docker": _DOCKER, "docker-runsc": _DOCKER_RUNSC, "docker-runsc-busybox": _DOCKER_RUNSC}
+    {
+        "fake": _FAKE,
+        "docker": _DOCKER,
+        "docker-runsc": _DOCKER_RUNSC,
+        "docker-runsc-busybox": _DOCKER_RUNSC,
+        "local-without-root": _LOCAL_WITHOUT_ROOT,
+    }
 )
 """By subject; one that is not named has none."""
 
@@ -121,7 +159,7 @@ GAPS: Mapping[str, Mapping[str, str]] = MappingProxyType(
 def subject(backend: str, *, runtime: str = "", image: str = DEFAULT_IMAGE) -> str:
     """What the suite is run over, as one word: the backend, its runtime and the image where they are not the usual ones.
 
-    `docker`, `docker-runsc`, `docker-busybox`, `docker-runsc-busybox`, `fake`, `local`.
+    `docker`, `docker-runsc`, `docker-busybox`, `docker-runsc-busybox`, `fake`, `local`, `local-without-root`.
     """
     name = image.rpartition("/")[2].partition("@")[0].partition(":")[0]
     parts = (backend, "" if runtime == "runc" else runtime, "" if image in (DEFAULT_IMAGE, HOST_IMAGE) else name)
