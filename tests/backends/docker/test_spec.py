@@ -120,3 +120,19 @@ def test_C24_reserved_labels_are_refused(key: str) -> None:
     check_spec(plans.BOX, replace(plans.SPEC, labels={"not." + key: "1"}))
     with pytest.raises(Misconfigured, match=LABEL_PREFIX):
         check_spec(plans.BOX, replace(plans.SPEC, labels={key: "stolen"}))
+
+
+def test_C12_gvisors_own_threads_have_room_and_its_process_limit_holds_without_uids_of_the_boxs_own() -> None:
+    limits = Limits(pids=100)
+    spec = replace(plans.SPEC, limits=limits)
+
+    def hosted(*, shared: bool) -> Any:
+        return container_spec(replace(plans.plan(shared=shared, spec=spec), runtime="runsc", own_kernel=True))[
+            "HostConfig"
+        ]
+
+    split, shared = hosted(shared=False), hosted(shared=True)
+    assert split["Runtime"] == "runsc"
+    assert split["PidsLimit"] == 256 + 8 * 100
+    assert {"Name": "nproc", "Soft": 100, "Hard": 100} in split["Ulimits"]
+    assert {"Name": "nproc", "Soft": 164, "Hard": 164} in shared["Ulimits"]
