@@ -40,7 +40,9 @@ async def test_C20_listed_names_are_reached_and_nothing_else_until_the_cut(
         await fail(box, [(kind, host, str(reached)) for host, reached in targets for kind in ("tcp", "udp")])
     told = {(each.host, each.port, each.allowed) for each in await backend.cut(box.id)}
     assert told >= {("good.example", 80, True), ("evil.example", 80, False), ("169.254.169.254", 80, False)}
-    await fail(box, [("tcp", GATE, "3128"), ("udp", GATE, "53"), ("http", "http://good.example/")])
+    await fail(
+        box, [("tcp", GATE, "3128"), ("udp", GATE, "53"), ("raw", "GET http://good.example/ HTTP/1.0\\r\\n\\r\\n")]
+    )
 
 
 async def fail(box: Prober, probes: list[tuple[str, ...]]) -> None:

@@ -70,24 +70,28 @@ def is_cut(folder: Path, number: int) -> bool:
     return (folder / "cut" / str(number)).exists()
 
 
-def next_number(folder: Path) -> int:
+def next_number(folder: Path, *, last: int = plans.LAST, chown: bool = True) -> int:
     """In turn, so that what is still under way for a box that is gone is not taken for another's. Raises StartFailed when all are in use."""
     counter = folder / "next"
-    start = int(counter.read_text(encoding="ascii")) if counter.exists() else plans.FIRST
-    span = plans.LAST - plans.FIRST + 1
+    try:
+        start = int(counter.read_text(encoding="ascii"))
+    except (FileNotFoundError, ValueError):
+        start = plans.FIRST
+    span = last - plans.FIRST + 1
     for step in range(span):
         number = plans.FIRST + (start - plans.FIRST + step) % span
         if not any(path.exists() for path in _files(folder, number)):
             counter.write_text(str(number + 1), encoding="ascii")
             for kind in KINDS:
-                _claim(folder / "notes" / f"{plans.box_address(number)}.{kind}")
+                _claim(folder / "notes" / f"{plans.box_address(number)}.{kind}", chown)
             return number
     raise StartFailed("all addresses for boxes of this allow-list are in use")
 
 
-def _claim(path: Path) -> None:
+def _claim(path: Path, chown: bool) -> None:
     path.touch(mode=0o644)
-    os.chown(path, plans.UID, plans.UID)
+    if chown:
+        os.chown(path, plans.UID, plans.UID)
 
 
 def forget(folder: Path, number: int) -> None:
