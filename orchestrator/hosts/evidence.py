@@ -2,8 +2,6 @@
 
 import asyncio
 import hashlib
-import io
-import tarfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +17,7 @@ from orchestrator.errors import (
     StartFailed,
 )
 from orchestrator.hosts.parts import Parts
+from orchestrator.hosts.plain_tar import regular_members
 from orchestrator.hosts.rollout import Rollout
 from orchestrator.interfaces import Blobs, EgressControl, Sandbox
 from orchestrator.models import BoxEnd, CallKey, CallRecord, Evidence, FileChange, Finding, OpId
@@ -255,15 +254,12 @@ def unpack(tar: bytes, chunk: Sequence[Change]) -> Mapping[str, bytes]:
     expected = {change.path: change for change in chunk}
     files: dict[str, bytes] = {}
     try:
-        with tarfile.open(fileobj=io.BytesIO(tar), mode="r:") as archive:
-            for member in archive:
-                change = expected.get(member.name)
-                if change is None or member.size != change.size_bytes or not member.isreg():
-                    raise AgentProtocolError("the box sent a file that was not asked for")
-                stream = archive.extractfile(member)
-                assert stream is not None  # a regular member has content
-                files[member.name] = stream.read()
-    except (tarfile.TarError, EOFError, ValueError) as error:
+        for name, data in regular_members(tar):
+            change = expected.get(name)
+            if change is None or len(data) != change.size_bytes or name in files:
+                raise AgentProtocolError("the box sent a file that was not asked for")
+            files[name] = data
+    except ValueError as error:
         raise AgentProtocolError("the box sent a damaged archive") from error
     for path, change in expected.items():
         if path not in files or hashlib.sha256(files[path]).hexdigest() != change.sha256:
