@@ -111,6 +111,7 @@ async def files_of_the_machine_are_not_seen(rig: Rig) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "canary")
         await asyncio.to_thread(path.write_text, canary)
+        path.parent.chmod(0o755)  # or nobody but us could read it, whatever a box shares
         box = await rig.box()
         for seen in (str(path), f"/proc/1/root{path}", f"/proc/self/root{path}", f"/host{path}", f"/mnt{path}"):
             result = await box.sh(f"cat '{seen}'")
