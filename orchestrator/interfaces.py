@@ -335,7 +335,9 @@ class Store(Protocol):
 
     async def binding(self, rollout: RolloutKey) -> Binding | None: ...
 
-    async def attach_sandbox(self, binding: Binding, sandbox: SandboxId, boot_id: str | None) -> Binding: ...
+    async def attach_sandbox(
+        self, binding: Binding, sandbox: SandboxId, boot_id: str | None, *, template: str = ""
+    ) -> Binding: ...
 
     async def adopt(self, binding: Binding, host: HostId) -> Binding:
         """Compare-and-set (host, epoch) -> (new host, epoch + 1). Raises StaleLease."""

@@ -278,6 +278,8 @@ class Binding:
     """Non-empty: a 4xx was answered for a caller's mistake, so this rollout is never scored."""
     created_at: float
     touched_at: float
+    template: str = ""
+    """Key of the template that the handed-out box lies over; empty before that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from orchestrator.errors import (
     SandboxOverDisk,
     StartFailed,
 )
+from orchestrator.hosts.opening import template_of
 from orchestrator.hosts.parts import Parts
 from orchestrator.hosts.plain_tar import regular_members
 from orchestrator.hosts.rollout import Rollout
@@ -149,7 +150,7 @@ class Own:
 
 
 async def _from_box(parts: Parts, rollout: Rollout, own: Own) -> Taken:
-    template = rollout.template or await parts.template(rollout.task)
+    template = await template_of(parts, rollout)
     await own.run(Freeze())
     await _quiet(rollout, AFTER_FREEZE_S)
     delta = await own.run(Delta(root=own.workdir, manifest=template.manifest))

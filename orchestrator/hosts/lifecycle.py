@@ -53,7 +53,7 @@ from orchestrator.hosts.events import (
 )
 from orchestrator.hosts.evidence import end_of, gather
 from orchestrator.hosts.leases import step
-from orchestrator.hosts.opening import open_box
+from orchestrator.hosts.opening import open_box, template_of
 from orchestrator.hosts.parts import Parts
 from orchestrator.hosts.reserve import Reserve
 from orchestrator.hosts.rollout import Rollout, fail, over, watched
@@ -318,6 +318,8 @@ class Lifecycle:
             slot=rollout.ticket,
             removal=rollout.removal,
         )
+        if rollout.binding.template:
+            await template_of(self.parts, rollout)
         falls = self.parts.disk_falls.count
         try:
             grader = self.parts.graders(rollout.task.grader)

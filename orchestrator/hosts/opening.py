@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from orchestrator import failpoints
-from orchestrator.errors import SandboxDead, SandboxLost, StartFailed
+from orchestrator.errors import RepositoryError, SandboxDead, SandboxLost, StartFailed
 from orchestrator.hosts.admission import Kind, Ticket
 from orchestrator.hosts.parts import Parts, new_sandbox_id, promised_disk_mib, spec_for
 from orchestrator.hosts.rollout import Rollout
@@ -59,11 +59,26 @@ async def _make(parts: Parts, rollout: Rollout, template: Template, sandbox_id: 
     try:
         failpoints.hit("after_create")
         lease = await first_lease(sandbox, rollout.key, rollout.binding.epoch)
-        rollout.binding = await parts.store.attach_sandbox(rollout.binding, sandbox_id, lease.boot_id)
+        rollout.binding = await parts.store.attach_sandbox(
+            rollout.binding, sandbox_id, lease.boot_id, template=template.key
+        )
     except BaseException:
         await sandbox.aclose()
         raise
     rollout.sandbox, rollout.template = sandbox, template
+
+
+async def template_of(parts: Parts, rollout: Rollout) -> Template:
+    """What the rollout's box lies over. Raises RepositoryError where its task was changed meanwhile, and whatever templates raise."""
+    if rollout.template is None:
+        found = await parts.template(rollout.task)
+        if rollout.binding.template not in ("", found.key):
+            raise RepositoryError(
+                f"task {rollout.task.id!r} was changed while this rollout lived, whose box lies over another tree: "
+                "serve the task as it was, or release the rollout"
+            )
+        rollout.template = found
+    return rollout.template
 
 
 async def create(parts: Parts, sandbox_id: SandboxId, spec: SandboxSpec) -> Sandbox:

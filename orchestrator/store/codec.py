@@ -60,6 +60,7 @@ def binding_row(binding: Binding) -> Row:
         "reason": binding.reason,
         "created_at": binding.created_at,
         "touched_at": binding.touched_at,
+        "template": binding.template,
     }
 
 
@@ -83,6 +84,7 @@ def binding_of(row: RowMapping) -> Binding:
             tainted=row["tainted"] or "",
             created_at=row["created_at"],
             touched_at=row["touched_at"],
+            template=row["template"] or "",  # NULL in rows of before there was such a column
         ),
     )
 

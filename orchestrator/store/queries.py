@@ -35,6 +35,7 @@ MUTABLE: tuple[Column[Any], ...] = (
     rollouts.c.boot_id,
     rollouts.c.reason,
     rollouts.c.touched_at,
+    rollouts.c.template,
 )
 UPDATE_ROLLOUT = (
     update(rollouts)

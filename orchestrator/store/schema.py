@@ -74,6 +74,7 @@ rollouts = Table(
     Column("reason", AnyText, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("touched_at", Double, nullable=False),
+    Column("template", Text),
     UniqueConstraint("job", "trace_id"),
     Index(None, "host", "state"),
     Index(None, "job", "created_at"),

@@ -91,10 +91,14 @@ class SqlStore:
         rows = await self._read(queries.BINDING, rollout)
         return codec.binding_of(rows[0]) if rows else None
 
-    async def attach_sandbox(self, binding: Binding, sandbox: SandboxId, boot_id: str | None) -> Binding:
+    async def attach_sandbox(
+        self, binding: Binding, sandbox: SandboxId, boot_id: str | None, *, template: str = ""
+    ) -> Binding:
         """Raises StaleLease."""
         return await self._writer.submit(
-            writes.AttachSandbox(rollout=binding.rollout, binding=binding, sandbox=sandbox, boot_id=boot_id)
+            writes.AttachSandbox(
+                rollout=binding.rollout, binding=binding, sandbox=sandbox, boot_id=boot_id, template=template
+            )
         )
 
     async def adopt(self, binding: Binding, host: HostId) -> Binding:

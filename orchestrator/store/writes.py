@@ -62,6 +62,7 @@ class AttachSandbox(HostWrite[Binding]):
     durable = True
     sandbox: SandboxId
     boot_id: str | None
+    template: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +180,9 @@ def _bind(ledger: Ledger, write: Bind) -> Binding:
 
 def _attach(ledger: Ledger, write: AttachSandbox) -> Binding:
     standing = ledger.owned(write.binding)
-    return _change(standing, replace(standing.binding, sandbox=write.sandbox, boot_id=write.boot_id))
+    return _change(
+        standing, replace(standing.binding, sandbox=write.sandbox, boot_id=write.boot_id, template=write.template)
+    )
 
 
 def _adopt(ledger: Ledger, write: Adopt) -> Binding:

@@ -3,14 +3,17 @@
 import sqlite3
 from pathlib import Path
 
+import anyio
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
 from orchestrator.errors import StoreError
+from orchestrator.models import Binding, JobId, RolloutKey, TraceId
 from orchestrator.store.migrate import migrate
 from orchestrator.store.schema import metadata
+from orchestrator.store.sql import SqlStore
 
 
 def test_migrations_lead_to_the_schema(tmp_path: Path) -> None:
@@ -34,6 +37,26 @@ def test_migrating_twice_changes_nothing(tmp_path: Path) -> None:
     connection = sqlite3.connect(path)
     assert connection.execute("SELECT count(*) FROM taints").fetchone() == (1,)
     connection.close()
+
+
+def test_a_record_of_the_first_schema_is_read(tmp_path: Path) -> None:
+    """Rows of before a rollout's template was kept."""
+    path = tmp_path / "record.db"
+    migrate(path, busy_timeout_s=1)
+    connection = sqlite3.connect(path)
+    connection.executescript(
+        "ALTER TABLE rollouts DROP COLUMN template; UPDATE alembic_version SET version_num = '0001';"
+        "INSERT INTO rollouts VALUES (1, 'j', 't', 'task', 'h', 3, 'open', 'r-1', 'boot', '', 1.0, 2.0);"
+    )
+    connection.close()
+
+    async def read() -> Binding | None:
+        async with SqlStore.open(f"sqlite:///{path}") as store:
+            return await store.binding(RolloutKey(job=JobId("j"), trace_id=TraceId("t")))
+
+    binding = anyio.run(read)
+    assert binding is not None
+    assert (binding.epoch, binding.boot_id, binding.template) == (3, "boot", "")
 
 
 def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
