@@ -3,12 +3,12 @@ SHELL := /bin/bash
 BIN := .venv/bin
 UV := .tools/bin/uv
 RUNSC := $(shell { [ -n "$$TILTYARD_RUNSC" ] || PATH="$$PATH:/usr/local/bin" command -v runsc; } >/dev/null 2>&1 && echo ,runsc)
-REQUIRE := $(shell [ "$$(id -u)" = 0 ] && echo docker,libseccomp,root,go || echo docker,libseccomp,go)$(RUNSC)
+REQUIRE := $(shell [ "$$(id -u)" = 0 ] && echo docker,bwrap,libseccomp,root,go || echo docker,bwrap,libseccomp,go)$(RUNSC)
 
-.PHONY: help setup engine images gvisor fmt check test demo bench clean
+.PHONY: help setup engine images local gvisor fmt check test demo demo-local bench clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: build/environment engine images $(if $(RUNSC),gvisor) ## engine, base images, environment, agent; gVisor where it is to be had
 
@@ -31,8 +31,14 @@ check: build/environment ## format, lint, types, architecture
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/pytest -q tests/test_architecture.py
 
 test: setup ## everything this machine can run
-	@[ "$$(id -u)" != 0 ] || sandbox_images/packages python3-pytest
+	@[ "$$(id -u)" != 0 ] || sandbox_images/local
 	TILTYARD_REQUIRE=$(REQUIRE) $(BIN)/pytest
+
+local: build/environment
+	@sandbox_images/local
+
+demo-local: local ## the same on a machine without an engine; see docs/local.md
+	@$(BIN)/tiltyard demo --backend local --deployment demo-local
 
 demo: setup ## real rollouts over the RFT wire, graded
 	@$(BIN)/tiltyard demo
