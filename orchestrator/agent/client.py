@@ -153,9 +153,19 @@ class AgentClient:
             raise ValueError("operation 0 of a call carries its header, and no other one does")
         if isinstance(op, Session) and self._protocol == "1":
             return NO_SESSIONS
-        body: bytes | None = wire.encode_request(op, call)
-        if body is not None and len(body) > MAX_BODY_BYTES:
+        body = wire.encode_request(op, call)
+        if len(body) > MAX_BODY_BYTES:
             return Failure(code=FailureCode.TOO_LARGE, message="an operation carries at most 4 MiB, as base64")
+        try:
+            return await self._run_or_join(op, op_id, body, deadline)
+        except _JournalFull:
+            if isinstance(op, Note):
+                raise
+            return JOURNAL_FULL
+
+    async def _run_or_join(
+        self, op: wire.Journaled, op_id: OpId, body: bytes | None, deadline: float
+    ) -> OperationResult:
         method = "PUT"
         while (left := deadline - time.monotonic()) > 0:
             wait = math.floor(min(left, LONG_POLL_S) * 1000) / 1000
@@ -238,6 +248,17 @@ NO_SESSIONS = Failure(
     code=FailureCode.CANNOT_START, message="this box is from before named sessions; run the command without one"
 )
 
+JOURNAL_FULL = Failure(
+    code=FailureCode.NO_SPACE,
+    message="the box remembers too much output of calls that still run; nothing was done: ask for less at once",
+)
+"""Told to the model, whose calls filled it. Nothing ran, and a replay after the host's death may run it: its effect comes at most once."""
+
+
+class _JournalFull(SandboxError):
+    pass
+
+
 ERRORS: dict[str, type[TiltyardError]] = {
     "stale_epoch": StaleLease,
     "other_rollout": SandboxLost,
@@ -245,7 +266,7 @@ ERRORS: dict[str, type[TiltyardError]] = {
     "replay_diverged": ReplayDiverged,
     "tombstoned": ReplayDiverged,
     "frozen": RolloutClosed,
-    "journal_full": SandboxError,
+    "journal_full": _JournalFull,
     "busy": SandboxError,
     "internal": SandboxError,
     "journal": SandboxError,

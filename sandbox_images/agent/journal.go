@@ -21,6 +21,7 @@ type journal struct {
 	end   int64
 	holes int64
 	limit int64
+	solid bool // no holes can be made here
 }
 
 // ref is where a record's data lies.
@@ -106,8 +107,19 @@ func (j *journal) forget(where ref) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	mode := uint32(fallocKeepSize | fallocPunchHole)
-	if syscall.Fallocate(int(j.file.Fd()), mode, where.offset, int64(where.size)) == nil {
+	if err := again(func() error { return syscall.Fallocate(int(j.file.Fd()), mode, where.offset, int64(where.size)) }); err == nil {
 		j.holes += int64(where.size)
+	} else {
+		j.solid = true
+	}
+}
+
+// nothingKept begins the file again where no holes can be made (gVisor): no record of it will be read.
+func (j *journal) nothingKept() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.solid && j.file.Truncate(0) == nil {
+		j.end, j.holes = 0, 0
 	}
 }
 

@@ -214,6 +214,7 @@ func (r *registry) finish(state *opState, result []byte) {
 	close(state.done)
 	state.done = finishedChannel
 	r.running--
+	r.settle()
 }
 
 // kept is the result of a finished operation, byte for byte.
@@ -286,7 +287,15 @@ func (r *registry) acknowledge(keys []string) *apiError {
 			r.drop(c)
 		}
 	}
+	r.settle()
 	return nil
+}
+
+// settle tells the journal when nothing in it is waited for.
+func (r *registry) settle() {
+	if len(r.calls) == 0 && r.running == 0 {
+		r.journal.nothingKept()
+	}
 }
 
 func (r *registry) drop(c *call) {

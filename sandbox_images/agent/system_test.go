@@ -45,6 +45,46 @@ func TestJournalGivesBackWhatItTook(t *testing.T) {
 	}
 }
 
+func TestAJournalWithoutHolesBeginsAgainWhenNothingIsKept(t *testing.T) {
+	j, err := openJournal(t.TempDir(), 4<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRegistry(j)
+	run := func(key string) {
+		t.Helper()
+		op := &noteOp{Data: bytes.Repeat([]byte("x"), 1<<20)}
+		state, fresh, refused := r.begin(key, 0, op, &header{Key: key, Tool: "t", Arguments: []byte("{}")})
+		if refused != nil || !fresh {
+			t.Fatalf("%s: %v", key, refused)
+		}
+		r.finish(state, op.Data)
+	}
+	j.solid = true // as under gVisor, where fallocate cannot punch
+	run("first")
+	run("second")
+	if _, _, refused := r.begin("third", 0, &noteOp{}, &header{Key: "third", Tool: "t", Arguments: []byte("{}")}); refused == nil {
+		t.Fatal("there was room without any acknowledgement")
+	}
+	if refused := r.acknowledge([]string{"first"}); refused != nil {
+		t.Fatal(refused)
+	}
+	state, _ := r.find("second", 0)
+	if data, err := r.kept(state); err != nil || len(data) != 1<<20 {
+		t.Fatalf("what is not acknowledged is kept: %d %v", len(data), err)
+	}
+	if refused := r.acknowledge([]string{"second"}); refused != nil {
+		t.Fatal(refused)
+	}
+	if j.bytes() != 0 {
+		t.Fatalf("%d bytes are left", j.bytes())
+	}
+	run("third")
+	if _, _, refused := r.begin("first", 0, &noteOp{}, &header{Key: "first", Tool: "t", Arguments: []byte("{}")}); refused == nil || refused.code != "tombstoned" {
+		t.Fatalf("a tombstone is not kept: %v", refused)
+	}
+}
+
 func TestADamagedRecordIsNotBelieved(t *testing.T) {
 	j, err := openJournal(t.TempDir(), 1<<20)
 	if err != nil {

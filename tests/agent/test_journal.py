@@ -16,7 +16,7 @@ import pytest
 from orchestrator.agent.client import AgentClient
 from orchestrator.errors import ReplayDiverged, SandboxError, SandboxLost, StaleLease
 from orchestrator.models import Epoch, JobId, PendingCall, RolloutKey, SandboxId, TraceId
-from orchestrator.operations import Exec, ExecResult, Note, NoteResult, Write
+from orchestrator.operations import Exec, ExecResult, Failure, FailureCode, Note, NoteResult, Write
 from tests.agent.conftest import ROLLOUT, SANDBOX, Box, OpenBox, lost, start_agent, stop_agent, until
 from tests.needs import needs
 
@@ -207,8 +207,9 @@ async def test_a_full_journal_refuses_before_any_effect_and_goes_on_after_acks(o
 
         with pytest.raises(SandboxError, match="journal_full"):
             await fill()
-        with pytest.raises(SandboxError, match="journal_full"):
-            await box.sh("echo x > ran")
+        refused = await box.run(Exec(argv=("sh", "-c", "echo x > ran"), timeout_s=5))
+        assert isinstance(refused, Failure)
+        assert refused.code is FailureCode.NO_SPACE, "the model's text: it filled the journal"
         assert not (box.workspace / "ran").exists()
         await box.client.acknowledge([call.key for call in calls])
         assert (await box.sh("echo x > ran")).exit_code == 0

@@ -3,7 +3,10 @@
 # ruff: noqa: ASYNC240  (small local files and /proc, read at once)
 
 import asyncio
+import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
@@ -11,7 +14,18 @@ import pytest
 
 from orchestrator.errors import RolloutClosed
 from orchestrator.models import OpId
-from orchestrator.operations import Exec, ExecResult, Freeze, FreezeResult, Note, NoteResult
+from orchestrator.operations import (
+    Exec,
+    ExecResult,
+    Freeze,
+    FreezeResult,
+    Note,
+    NoteResult,
+    Session,
+    SessionFate,
+    SessionResult,
+    Started,
+)
 from tests.agent.conftest import Box, OpenBox, until
 from tests.needs import needs
 
@@ -198,3 +212,51 @@ async def test_the_first_operation_must_bring_the_call(box: Box) -> None:
     first = OpId(call=box.header().key, number=0)
     with pytest.raises(ValueError, match="carries its header"):
         await box.client.run(Note(data=b""), op_id=first, deadline=time.monotonic() + 1)
+
+
+@pytest.fixture
+def frozen_disk(tmp_path: Path) -> Iterator[Path]:
+    """A mounted file system on which every write waits uninterruptibly, until `thaw` is called on its folder."""
+    image, folder = tmp_path / "disk", Path(tempfile.mkdtemp(prefix="test-frozen-"))
+    subprocess.run(["truncate", "--size=8M", image], check=True)
+    subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, folder], check=True)
+    try:
+        folder.chmod(0o777)
+        subprocess.run(["fsfreeze", "--freeze", folder], check=True)
+        yield folder
+        thaw(folder)
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+        folder.rmdir()
+
+
+def thaw(folder: Path) -> None:
+    subprocess.run(["fsfreeze", "--unfreeze", folder], check=False, stderr=subprocess.DEVNULL)
+
+
+async def test_what_outlives_the_sweep_costs_all_commands_and_never_the_agent(frozen_disk: Path, box: Box) -> None:
+    """A process that no signal ends for now: everything of that uid is killed, each command says so, and the box goes on."""
+    beside = asyncio.create_task(box.exec("sleep", "100", timeout_s=100))
+    await until(lambda: len(box.pids()) == 1, "the command beside to run")
+    began = time.monotonic()
+    stuck = await box.sh(f"echo early; echo x > {frozen_disk}/f; sleep 100", timeout_s=0.5)
+    assert (stuck.timed_out, stuck.killed_all, stuck.exit_code, stuck.signal) == (True, True, None, "SIGKILL")
+    assert stuck.stdout.head == b"early\n"
+    assert time.monotonic() - began < 25
+    innocent = await beside
+    assert (innocent.signal, innocent.killed_all, innocent.timed_out) == ("SIGKILL", True, False)
+    assert await box.text("echo alive") == "alive\n"
+    thaw(frozen_disk)
+    await until(lambda: not box.pids() and not box.zombies(), "the stuck process to be gone once it can be")
+
+
+async def test_a_session_whose_script_cannot_be_killed_says_what_it_cost(frozen_disk: Path, box: Box) -> None:
+    op = Session(name="main", script=f"export A=1; echo x > {frozen_disk}/f", timeout_s=0.5)
+    stuck = await box.run(op, timeout_s=60)
+    assert isinstance(stuck, SessionResult)
+    assert (stuck.timed_out, stuck.killed_all, stuck.fate) == (True, True, SessionFate.RESTARTED)
+    thaw(frozen_disk)
+    again = await box.run(Session(name="main", script='echo "[$A]"', timeout_s=5))
+    assert isinstance(again, SessionResult)
+    assert (again.output.head, again.started) == (b"[]\n", Started.NO)
