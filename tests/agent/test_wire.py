@@ -39,6 +39,10 @@ from orchestrator.operations import (
     ReadResult,
     Search,
     SearchResult,
+    Session,
+    SessionFate,
+    SessionResult,
+    Started,
     Write,
     WriteResult,
 )
@@ -68,8 +72,21 @@ EXEC_RESULT = ExecResult(
     stdout=Output(head=b"head", tail=b"tail", cut_bytes=7, total_bytes=15),
     events=b"e",
 )
+SESSION = Session(name="main", script="a", timeout_s=1, output_limit_bytes=100)
+SESSION_JSON: dict[str, object] = {
+    "type": "session", "exit_code": 3, "signal": None, "timed_out": False, "cancelled": False, "oom_killed": True,
+    "killed_all": False, "started": "again", "session": "ended", "output": stream(b"head", b"tail", 7),
+}  # fmt: skip
+SESSION_RESULT = SessionResult(
+    exit_code=3,
+    oom_killed=True,
+    started=Started.AGAIN,
+    fate=SessionFate.ENDED,
+    output=Output(head=b"head", tail=b"tail", cut_bytes=7, total_bytes=15),
+)
 PAIRS: list[tuple[wire.Journaled, dict[str, object], OperationResult]] = [
     (EXEC, EXEC_JSON, EXEC_RESULT),
+    (SESSION, SESSION_JSON, SESSION_RESULT),
     (
         Read(path="p"),
         {"type": "read", "data_b64": b64(b"x"), "size_bytes": 1, "eof": True, "sha256": None},

@@ -121,9 +121,24 @@ async def test_a_model_is_told_its_mistakes(box: Sandbox) -> None:
         assert reply.text
 
 
+async def test_a_model_keeps_a_session(box: Sandbox) -> None:
+    first = await say(box, "shell", command="mkdir sub; cd sub; A=1", session="main")
+    assert first.text == "[no output, exit code 0]\n[session main: a new shell was started for this call]"
+    assert (await say(box, "shell", command="echo $A > f; cat f", session="main")).text == "1\n"
+    assert (await say(box, "shell", command="cat sub/f; echo [$A]")).text == "1\n[]\n"
+    ended = await say(box, "shell", command="echo bye; exit 3", session="main")
+    assert ended.is_error
+    assert ended.text.startswith("bye\n[exit code 3]\n[session main: it has ended")
+    again = await say(box, "shell", command="echo [$A]; pwd", session="main")
+    assert again.text.startswith("[]\n/workspace\n[session main: its earlier shell was gone")
+    assert not again.is_error
+
+
 CALLS: list[tuple[str, dict[str, object]]] = [
     ("shell", {"command": "echo one >> log; cat log"}),
     ("shell", {"command": "exit 7"}),
+    ("shell", {"command": "echo one >> log; cat log", "session": "main"}),
+    ("shell", {"command": "exit 7", "session": "main"}),
     ("read_file", {"path": "big.txt", "start_line": 30_000, "end_line": 30_001}),
     ("read_file", {"path": "missing"}),
     ("write_file", {"path": "new.txt", "content": "new"}),

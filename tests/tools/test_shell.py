@@ -3,8 +3,21 @@ from dataclasses import replace
 
 import pytest
 
+from orchestrator.interfaces import SHARED, Order
 from orchestrator.models import Limits, ToolReply
-from orchestrator.operations import Exec, ExecResult, Failure, FailureCode, Operation, OperationResult, Output
+from orchestrator.operations import (
+    Exec,
+    ExecResult,
+    Failure,
+    FailureCode,
+    Operation,
+    OperationResult,
+    Output,
+    Session,
+    SessionFate,
+    SessionResult,
+    Started,
+)
 from orchestrator.tools.registry import tool
 from tests.tools.contexts import Answered, call, nothing, printed, task
 
@@ -106,3 +119,102 @@ async def test_a_nul_in_the_command_is_told() -> None:
     reply = await call(tool("shell"), Answered(answer=nothing), '{"command":"a\\u0000b"}')
     assert reply.is_error
     assert "NUL" in reply.text
+
+
+RAN = SessionResult(exit_code=0, output=printed("hello\n"))
+FRESH = "[session main: a new shell was started for this call]"
+
+
+async def in_session(result: OperationResult, **arguments: object) -> tuple[ToolReply, list[Operation]]:
+    return await shell(result, **{"session": "main", **arguments})
+
+
+async def test_a_session_gets_the_command_as_it_is() -> None:
+    reply, operations = await in_session(RAN, tty=True, timeout_s=5)
+    assert reply == ToolReply(text="hello\n")
+    assert operations == [
+        Session(name="main", script="echo hello", timeout_s=5, tty=True, output_limit_bytes=LIMITS.output_bytes)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        (SessionResult(exit_code=0), "[no output, exit code 0]"),
+        (replace(RAN, started=Started.FIRST), f"hello\n{FRESH}"),
+        (SessionResult(exit_code=0, started=Started.FIRST), f"[no output, exit code 0]\n{FRESH}"),
+        (
+            replace(RAN, started=Started.AGAIN),
+            "hello\n[session main: its earlier shell was gone, with directory, variables and functions;"
+            " a new one was started for this call]",
+        ),
+        (replace(RAN, exit_code=3), "hello\n[exit code 3]"),
+        (
+            replace(RAN, exit_code=3, fate=SessionFate.ENDED),
+            "hello\n[exit code 3]\n[session main: it has ended: its directory, variables and functions are lost;"
+            " the next use starts a new one]",
+        ),
+        (
+            replace(RAN, exit_code=None, signal="SIGKILL", oom_killed=True, fate=SessionFate.ENDED),
+            "hello\n[the session's shell was killed by SIGKILL]\n[out of memory: the limit is 512 MiB]\n"
+            "[session main: it has ended: its directory, variables and functions are lost; the next use starts a new one]",
+        ),
+        (
+            replace(RAN, exit_code=None, timed_out=True),
+            "hello\n[timed out: interrupted at the limit of 60 s, and what it started was killed]",
+        ),
+        (
+            replace(RAN, exit_code=None, timed_out=True, killed_all=True, fate=SessionFate.RESTARTED),
+            "hello\n[timed out: interrupted at the limit of 60 s, and what it started was killed]\n"
+            "[all other running commands and background processes were killed too]\n"
+            "[session main: its shell did not answer and was replaced: the new one has the directory, the exported variables"
+            " and, with bash, the functions of before this call; everything else of it is lost]",
+        ),
+        (
+            replace(RAN, exit_code=None, cancelled=True, fate=SessionFate.LOST),
+            "hello\n[cancelled: interrupted, and what it started was killed]\n"
+            "[session main: its shell did not answer and was killed: its directory, variables and functions are lost;"
+            " the next use starts a new one]",
+        ),
+    ],
+)
+async def test_what_became_of_the_session_is_said(result: SessionResult, text: str) -> None:
+    reply, _ = await in_session(result)
+    assert reply.text == text
+    assert reply.is_error == (result.exit_code != 0)
+
+
+async def test_a_flood_leaves_room_for_all_that_is_to_be_said_of_a_session() -> None:
+    flood = Output(head=b"\x00" * 1024, tail=b"\xff" * 1024, cut_bytes=10**9, total_bytes=10**9 + 2048)
+    worst = SessionResult(
+        exit_code=None, timed_out=True, oom_killed=True, killed_all=True, started=Started.AGAIN,
+        fate=SessionFate.RESTARTED, output=flood,
+    )  # fmt: skip
+    reply, _ = await in_session(worst, session="s" * 32)
+    assert len(reply.text.encode()) <= LIMITS.output_bytes
+    assert reply.text.endswith("everything else of it is lost]")
+    assert "bytes cut" in reply.text
+
+
+@pytest.mark.parametrize("name", ["a b", "ä", "s" * 33, "a/b", "..", "a\n", "$(x)"])
+async def test_a_bad_name_is_told(name: str) -> None:
+    reply = await call(tool("shell"), Answered(answer=nothing), json.dumps({"command": "true", "session": name}))
+    assert reply.is_error
+    assert "32 letters" in reply.text
+
+
+async def test_a_terminal_needs_a_session() -> None:
+    reply = await call(tool("shell"), Answered(answer=nothing), '{"command":"true","tty":true}')
+    assert reply.is_error
+    assert "session" in reply.text
+
+
+async def test_a_box_that_refuses_a_session_is_heard() -> None:
+    reply, operations = await in_session(Failure(code=FailureCode.CANNOT_START, message="8 sessions run"))
+    assert reply == ToolReply(text="Error: 8 sessions run", is_error=True)
+    assert len(operations) == 1
+
+
+def test_calls_of_one_session_are_of_one_lane() -> None:
+    assert tool("shell").order({"command": "true"}) == SHARED
+    assert tool("shell").order({"command": "true", "session": "a"}) == Order(lane="session a")
