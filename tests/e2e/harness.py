@@ -73,6 +73,8 @@ class Server:
     deployment: str
     state: Path
     env: dict[str, str] = field(default_factory=dict)
+    prefix: tuple[str, ...] = ()
+    """What runs the server: a `setpriv` that makes it another user's, say."""
     port: int = 0
     process: asyncio.subprocess.Process | None = None
 
@@ -95,7 +97,7 @@ class Server:
             "TILTYARD_MEMORY_LIMIT_MIB": "8192",
             "TILTYARD_ACCEPT_OLD_RUNC": "1",
         }
-        command = [sys.executable, "-m", "orchestrator.cli.main", "serve"]
+        command = [*self.prefix, sys.executable, "-m", "orchestrator.cli.main", "serve"]
         command += ["--tasks", str(self.tasks), "--port", str(self.port), "--insecure-loopback", "--accept-old-runc"]
         with (self.folder / "server.log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
@@ -196,20 +198,25 @@ def write_tasks(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
 
 @asynccontextmanager
 async def serving(
-    folder: Path, rows: Sequence[Mapping[str, object]], *, state: Path | None = None, **env: str
+    folder: Path,
+    rows: Sequence[Mapping[str, object]],
+    *,
+    state: Path | None = None,
+    prefix: tuple[str, ...] = (),
+    **env: str,
 ) -> AsyncIterator[Server]:
     """A started server; at the end it is stopped and what it left is swept.
 
     Its state lies in a short folder of its own: unix sockets below it have 107 bytes for their path.
     """
     with tempfile.TemporaryDirectory(prefix="ty-") as short:
-        async with _serving(folder, rows, state or Path(short), env) as server:
+        async with _serving(folder, rows, state or Path(short), env, prefix) as server:
             yield server
 
 
 @asynccontextmanager
 async def _serving(
-    folder: Path, rows: Sequence[Mapping[str, object]], state: Path, env: dict[str, str]
+    folder: Path, rows: Sequence[Mapping[str, object]], state: Path, env: dict[str, str], prefix: tuple[str, ...]
 ) -> AsyncIterator[Server]:
     name = re.sub(r"[^a-z0-9]+", "-", folder.name.lower()).strip("-")[:20]
     server = Server(
@@ -218,6 +225,7 @@ async def _serving(
         deployment=f"{name}-{os.getpid()}",
         state=state,
         env=env,
+        prefix=prefix,
     )
     try:
         await server.start()
