@@ -12,7 +12,7 @@ import pytest
 from orchestrator.agent.client import AgentClient
 from orchestrator.errors import AgentProtocolError, SandboxDead, TiltyardError
 from orchestrator.models import CallKey, Epoch, JobId, OpId, PendingCall, RolloutKey, SandboxId, TraceId
-from orchestrator.operations import Delta, Exec, Failure, FailureCode, Get, Note, NoteResult
+from orchestrator.operations import Delta, Exec, Failure, FailureCode, Get, Note, NoteResult, Session
 
 pytestmark = pytest.mark.anyio
 
@@ -116,6 +116,24 @@ async def test_another_boot_id_is_a_lost_box(tmp_path: Path) -> None:
     async with fake(tmp_path, always(reply(DONE, boot="other"))) as client:
         with pytest.raises(SandboxDead, match="the model killed its box"):
             await note(client)
+
+
+async def test_a_box_from_before_sessions_is_not_asked_for_one(tmp_path: Path) -> None:
+    """A box may outlive its host's upgrade: everything else works there, and the model is told."""
+    seen: list[bytes] = []
+
+    async def older(line: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+        seen.append(body)
+        writer.write(reply(DONE, protocol="1"))
+
+    op_id = OpId(call=CALL.key, number=0)
+    op = Session(name="main", script="true", timeout_s=1)
+    async with fake(tmp_path, older) as client:
+        assert await note(client) == NoteResult(data=b"x")
+        refused = await client.run(op, op_id=op_id, deadline=time.monotonic() + 5, call=CALL)
+        assert isinstance(refused, Failure)
+        assert refused.code is FailureCode.CANNOT_START
+        assert len(seen) == 1, "no request was made for it"
 
 
 async def test_a_closed_connection_is_tried_again_and_an_empty_socket_is_a_loss(tmp_path: Path) -> None:
