@@ -165,14 +165,12 @@ class DockerBackend:
         found = {name: OwnedSandbox(id=name, created_at=at, running=False) for name, at in self._making.items()}
         for name in await self._workspaces.owned():
             found.setdefault(name, OwnedSandbox(id=name, created_at=await self._made_at(name), running=False))
-        for entry in await self._egress.wires():
-            name = SandboxId(entry.labels["tiltyard.sandbox"])
-            found.setdefault(name, OwnedSandbox(id=name, created_at=entry.created_at, running=False))
-        for entry in await self._engine.containers(self._labels):
+        wires, boxes = await self._egress.wires(), await self._engine.containers(self._labels)
+        for entry in (*wires, *boxes):
             if entry.ending and await self._engine.inspect(entry.id) is None:
                 continue
             name = SandboxId(entry.labels["tiltyard.sandbox"])
-            found[name] = OwnedSandbox(id=name, created_at=entry.created_at, running=entry.running)
+            found[name] = OwnedSandbox(id=name, created_at=entry.created_at, running=entry.running and entry in boxes)
         return [found[name] for name in sorted(found)]
 
     async def capacity(self) -> Capacity:
