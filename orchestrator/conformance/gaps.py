@@ -114,7 +114,7 @@ _DOCKER_RUNSC: Mapping[str, str] = {
 
 LOCAL_SHARED = "without root agent and commands share one uid, so that commands reach the agent's files, socket and signals; no signal ends it"
 LOCAL_PRINCIPALS = (
-    "without root a box has one uid, and so one principal: no trusted command is out of the others' reach"
+    "without root a box has one uid, so that no trusted command is out of the others' reach: grading boxes are refused"
 )
 LOCAL_USERS = "without root all boxes run as whoever serves; their namespaces keep them apart"
 LOCAL_WATCHED = "without root disk is watched and not capped: a box that takes more is ended, as its own doing"

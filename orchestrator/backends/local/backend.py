@@ -16,9 +16,9 @@ from orchestrator.agent.binary import agent_binary
 from orchestrator.backends.docker.agent_binary import install_agent
 from orchestrator.backends.docker.finish import finish
 from orchestrator.backends.local import box, callfilter, cgroups, notices, processes, root
-from orchestrator.backends.local.box import Ground, Parts
+from orchestrator.backends.local.box import Ground, Line, Parts
 from orchestrator.backends.local.settings import LocalSettings
-from orchestrator.backends.local.spec import MASKED, MASKED_FOLDERS, check_spec
+from orchestrator.backends.local.spec import MASKED, MASKED_FOLDERS, check_spec, command
 from orchestrator.backends.machine import three_quarters_of_memory_mib
 from orchestrator.errors import (
     Misconfigured,
@@ -51,7 +51,9 @@ class LocalBackend:
 
     scope = Scope.HOST
 
-    def __init__(self, settings: LocalSettings, workspaces: Workspaces) -> None:
+    def __init__(self, settings: LocalSettings, workspaces: Workspaces, *, line: Line = command) -> None:
+        """`line` makes the command line from a plan. Tests weaken it, to see the suite turn red."""
+        self._line = line
         self._settings = settings
         self._workspaces = workspaces
         self._slots = asyncio.Semaphore(settings.start_slots)
@@ -77,7 +79,7 @@ class LocalBackend:
 
     async def __aenter__(self) -> Self:
         """Raises Misconfigured when this machine lacks what a box needs: nothing is left out silently."""
-        self._parts = await asyncio.to_thread(read_parts, self._settings)
+        self._parts = await asyncio.to_thread(read_parts, self._settings, self._line)
         hierarchies = await asyncio.to_thread(lambda: self._ground.cgroups.hierarchies)
         self._notices = notices.notices(self._settings, hierarchies, rooted=os.geteuid() == 0)
         if isinstance(self._workspaces, PlainWorkspaces):
@@ -98,7 +100,7 @@ class LocalBackend:
 
     async def create(self, sandbox_id: SandboxId, spec: SandboxSpec, *, deadline: float) -> Sandbox:
         """See SandboxBackend. Whatever fails, the caller's cancellation included, nothing of the box is left behind."""
-        check_spec(sandbox_id, spec, any_image=self._settings.any_image)
+        check_spec(sandbox_id, spec, any_image=self._settings.any_image, rooted=os.geteuid() == 0)
         if sandbox_id in self._making:
             raise StartFailed(f"box {sandbox_id} is being made already")
         self._making[sandbox_id] = time.time()
@@ -194,7 +196,7 @@ class LocalBackend:
             log.error("box %s is left behind after a failed start: %s", sandbox_id, error.message)
 
 
-def read_parts(settings: LocalSettings) -> Parts:
+def read_parts(settings: LocalSettings, line: Line = command) -> Parts:
     """Look at this machine, lay down what boxes share. Blocks. Raises Misconfigured."""
     check_programs()
     _check_own(settings)
@@ -202,6 +204,7 @@ def read_parts(settings: LocalSettings) -> Parts:
     try:
         settings.own_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
         return Parts(
+            line=line,
             root=root.read_root(settings.own_dir, settings.paths, MASKED, MASKED_FOLDERS),
             agent=install_agent(settings.agent_binary or agent_binary(), settings.state_dir),
             seccomp=callfilter.installed(settings.own_dir / "seccomp"),

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from anyio import CapacityLimiter
 
@@ -18,7 +19,7 @@ from orchestrator.backends.local.ends import classify_end
 from orchestrator.backends.local.launch import Order, launch, log_tail
 from orchestrator.backends.local.processes import Known
 from orchestrator.backends.local.root import Root
-from orchestrator.backends.local.spec import BoxPlan, agent_config, command, entry, merged
+from orchestrator.backends.local.spec import BoxPlan, agent_config, entry, merged
 from orchestrator.errors import Misconfigured, SandboxDead, SandboxError, SandboxLost, StartFailed, TiltyardError
 from orchestrator.interfaces import SandboxSpec
 from orchestrator.models import SandboxId
@@ -29,6 +30,12 @@ SOCKET_NAME = "agent.sock"
 END_GRACE_S = 30.0
 """From an agent's last word to its end, on a machine that is busy: blame rests on it, so that it is long."""
 PARALLEL = 8
+
+
+class Line(Protocol):
+    """Makes the command line of a box's first process."""
+
+    def __call__(self, plan: BoxPlan, *, seccomp_fd: int, status_fd: int) -> list[str]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +51,7 @@ class Ground:
 class Parts:
     """What every box of this backend is made from."""
 
+    line: Line
     root: Root
     agent: Path
     seccomp: Path
@@ -75,7 +83,7 @@ def start(ground: Ground, parts: Parts, spec: SandboxSpec, workspace: Workspace)
             open(parts.seccomp, "rb") as program,
             open(os.open(folder / processes.STATUS, flags, 0o600), "wb") as status,
         ):
-            line = command(plan, seccomp_fd=program.fileno(), status_fd=status.fileno())
+            line = parts.line(plan, seccomp_fd=program.fileno(), status_fd=status.fileno())
             descriptors = (program.fileno(), status.fileno())
             return launch(Order(folder=folder, command=line, entered=entry(plan), descriptors=descriptors))
     except OSError as error:

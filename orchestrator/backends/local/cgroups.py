@@ -23,6 +23,7 @@ from orchestrator.repos.mounts import unescape
 CONTROLLERS = ("memory", "pids", "cpu")
 TOP = "tiltyard"
 END_WAIT_S = 10.0
+ATTEMPTS = 10
 SHOWN = {"memory": "memory.oom_control", "pids": "pids.max"}
 SHOWN_V2 = ("memory.events", "pids.max")
 
@@ -97,7 +98,7 @@ class Cgroups:
     def make(self, box: SandboxId, limits: Limits) -> CgroupFiles:
         """The box's groups, limited."""
         for group, values in self._groups(box, limits):
-            group.mkdir(parents=True, exist_ok=True)
+            _make(group)
             for name, value, needed in values:
                 if needed or (group / name).exists():
                     (group / name).write_text(value, encoding="ascii")
@@ -112,7 +113,9 @@ class Cgroups:
                 if time.monotonic() > give_up:
                     raise SandboxError(f"processes of box {box} will not end: try again")
                 _kill_all(group)
-                time.sleep(0.005)
+                time.sleep(0.002)
+            with suppress(OSError):  # other boxes are in it
+                group.parent.rmdir()
 
     def names(self) -> set[SandboxId]:
         """Boxes that left a group."""
@@ -198,6 +201,16 @@ def v2_values(controller: str, limits: Limits) -> list[tuple[str, str, bool]]:
 
 def _quota_us(cpus: float) -> int:
     return max(CPU_LEAST_QUOTA_US, round(cpus * cpu_period_us(cpus)))
+
+
+def _make(group: Path) -> None:
+    """Its parent may be removed in between, by the end of the deployment's last box."""
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            return group.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:
+            if not left:
+                raise
 
 
 def _removed(group: Path) -> bool:

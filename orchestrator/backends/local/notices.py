@@ -19,7 +19,8 @@ def notices(settings: LocalSettings, hierarchies: Hierarchies, *, rooted: bool) 
     found = [ALWAYS]
     if not rooted:
         found.append(
-            "without root: agent and commands of a box share your uid, disk is watched and not capped, and there is no limit of processor "
+            "without root: agent and commands of a box share your uid, disk is watched and not capped, tasks with the tests grader cannot be graded, "
+            "and there is no limit of processor "
             "time, and of memory only for each process by itself"
         )
     elif hierarchies.missing:

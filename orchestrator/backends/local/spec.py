@@ -69,8 +69,12 @@ def one_uid(workspace: Workspace) -> bool:
     return workspace.uid_count == 1
 
 
-def check_spec(sandbox_id: SandboxId, spec: SandboxSpec, *, any_image: bool) -> None:
+def check_spec(sandbox_id: SandboxId, spec: SandboxSpec, *, any_image: bool, rooted: bool) -> None:
     """Raises Misconfigured for what this backend cannot honour; nothing is ever ignored."""
+    if spec.grader and not rooted:
+        raise Misconfigured(
+            "grading boxes keep tests out of reach by a second uid, and without root there is none: serve as root, or with docker"
+        )
     if not SANDBOX_NAME.fullmatch(sandbox_id):
         raise Misconfigured("a sandbox id has 1 to 63 of a-z, 0-9, '_', '.', '-', and starts with a letter or digit")
     check_image(spec.image, any_image=any_image)
