@@ -25,7 +25,7 @@ build/environment: requirements.lock requirements-build.lock pyproject.toml hatc
 	@sandbox_images/environment
 
 fmt: build/environment ## format and mend what can be mended
-	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && $(BIN)/python -m tests.integrity.table
 
 check: build/environment ## format, lint, types, architecture
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/pytest -q tests/test_architecture.py
