@@ -1,6 +1,7 @@
 """Named shells against the real agent: what they keep, what ends them, what a hung one leaves."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -339,3 +340,70 @@ async def test_a_hung_reader_of_the_terminal_is_interrupted(box: Box) -> None:
         hung = await run(box, script, tty=True, timeout_s=0.4)
         assert (hung.timed_out, hung.fate) == (True, KEPT), script
     assert await text(box, "echo $A", tty=True) == "1\n"
+
+
+async def test_a_script_that_meddles_with_the_shells_own_channels_fools_itself_at_most(box: Box) -> None:
+    await run(box, "A=1")
+    meddle = "for fd in /proc/$$/fd/*; do case $fd in */[0-9]) ;; *) (echo x 0; echo 99 end) > $fd ;; esac; done 2>/dev/null; (exit 9)"
+    assert (await run(box, meddle)).exit_code == 9
+    assert await text(box, "echo $A") == "1\n"
+    flood = await run(
+        box, "for fd in /proc/$$/fd/1?; do (yes 2>/dev/null | head -c 3000000) > $fd; done 2>/dev/null; (exit 4)"
+    )
+    assert (flood.exit_code, flood.fate) == (4, KEPT)
+    assert await text(box, "echo $A") == "1\n"
+
+
+async def test_what_is_stuffed_into_the_terminal_reaches_nobody_else(box: Box) -> None:
+    """TIOCSTI, where the kernel has it, types into the session's own terminal, and there nobody reads."""
+    stuff = "python3 -c \"import fcntl, termios; [fcntl.ioctl(0, termios.TIOCSTI, c.encode()) for c in 'echo stuffed >> f; exit 5\\n']\""
+    assert (await run(box, stuff, tty=True)).fate is KEPT
+    assert await text(box, "echo mine", tty=True) == "mine\n"
+    assert await text(box, "echo other", name="other") == "other\n"
+    assert not (box.workspace / "f").exists()
+    assert (await box.sh("true")).exit_code == 0
+
+
+async def test_a_stopped_terminal_holds_nobody_up(box: Box) -> None:
+    await run(box, "A=1", tty=True)
+    await run(box, "python3 -c 'import termios; termios.tcflow(1, termios.TCOOFF)'", tty=True, timeout_s=5)
+    stuck = await run(box, "echo lost", tty=True, timeout_s=2)
+    assert stuck.fate in (KEPT, RESTARTED)
+    assert (await box.sh("echo beside")).stdout.head == b"beside\n"
+    await run(box, "python3 -c 'import termios; termios.tcflow(1, termios.TCOON)'", tty=True, timeout_s=2)
+    assert (await run(box, "echo back", tty=True)).output.head.endswith(b"back\n")
+
+
+async def test_a_fork_runner_in_a_session_ends_with_its_call(box: Box) -> None:
+    await run(box, "A=1")
+    runner = "run() { while :; do ( (sleep 0.01) & ); done; }; for i in 1 2 3 4 5 6; do run & done; wait"
+    hung = await run(box, runner, timeout_s=1)
+    assert hung.timed_out
+    assert hung.fate in (KEPT, RESTARTED)
+    assert len(box.pids()) == 1, "the shell alone"
+    assert (await run(box, "echo well")).output.head == b"well\n"
+
+
+async def test_many_sessions_at_once_keep_apart(box: Box) -> None:
+    async def count(name: str) -> list[bytes]:
+        return [(await run(box, "N=$((N+1)); echo $N-$ME", name=name)).output.head for _ in range(20)]
+
+    names = [f"s{number}" for number in range(8)]
+    await asyncio.gather(*(run(box, f"N=0; ME={name}", name=name) for name in names))
+    counted = await asyncio.gather(*(count(name) for name in names))
+    for name, found in zip(names, counted, strict=True):
+        assert found == [f"{number}-{name}\n".encode() for number in range(1, 21)]
+
+
+async def test_a_dead_sessions_resources_are_given_back(box: Box) -> None:
+    def descriptors() -> int:
+        return len(list(Path(f"/proc/{box.agent_pid}/fd").iterdir()))
+
+    for tty in (False, True):  # threads and connections that later calls use anyway
+        await run(box, "exit", name=f"first-{tty}", tty=tty)
+    before = descriptors()
+    for number in range(20):
+        tty = number % 2 == 1
+        await run(box, "true", name=f"n{number}", tty=tty)
+        await run(box, "exit", name=f"n{number}", tty=tty)
+    await until(lambda: descriptors() <= before and not box.pids() and not box.zombies(), "all of it to be given back")
