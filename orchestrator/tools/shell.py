@@ -34,7 +34,8 @@ class ShellTool:
     description = (
         "Run a command with bash in the workspace (the repository's root) and return its output, stdout and stderr together. "
         "Each call is a new shell: cd and variables do not carry over, files and background processes do. "
-        "With session they carry over. Long output is cut in the middle. There is no network and no terminal; stdin is empty."
+        "With session they carry over. Long output is cut in the middle. "
+        "There is no terminal, and no network unless the environment names a proxy; stdin is empty."
     )
     schema: Mapping[str, JsonValue] = {
         "type": "object",
