@@ -97,13 +97,22 @@ class Cgroups:
 
     def make(self, box: SandboxId, limits: Limits) -> CgroupFiles:
         """The box's groups, limited."""
+        for left in reversed(range(ATTEMPTS)):
+            try:
+                self._lay_out(box, limits)
+                break
+            except FileNotFoundError:  # the end of the deployment's last box took the parent away in between
+                if not left:
+                    raise
+        folders = self._folders(box)
+        return CgroupFiles(shown=tuple(self._shown(box)), procs=tuple(folder / "cgroup.procs" for folder in folders))
+
+    def _lay_out(self, box: SandboxId, limits: Limits) -> None:
         for group, values in self._groups(box, limits):
-            _make(group)
+            group.mkdir(parents=True, exist_ok=True)
             for name, value, needed in values:
                 if needed or (group / name).exists():
                     (group / name).write_text(value, encoding="ascii")
-        folders = self._folders(box)
-        return CgroupFiles(shown=tuple(self._shown(box)), procs=tuple(folder / "cgroup.procs" for folder in folders))
 
     def remove(self, box: SandboxId) -> None:
         """Kill what is left in the groups, and remove them. Idempotent. Raises SandboxError when something will not go."""
@@ -201,16 +210,6 @@ def v2_values(controller: str, limits: Limits) -> list[tuple[str, str, bool]]:
 
 def _quota_us(cpus: float) -> int:
     return max(CPU_LEAST_QUOTA_US, round(cpus * cpu_period_us(cpus)))
-
-
-def _make(group: Path) -> None:
-    """Its parent may be removed in between, by the end of the deployment's last box."""
-    for left in reversed(range(ATTEMPTS)):
-        try:
-            return group.mkdir(parents=True, exist_ok=True)
-        except FileNotFoundError:
-            if not left:
-                raise
 
 
 def _removed(group: Path) -> bool:
