@@ -357,6 +357,9 @@ func executable(file string, uid int) bool {
 
 // cannotStart says why in words that do not change from one try to the next.
 func (a *agent) cannotStart(uid int, op *execOp, directory string, err error) *Failure {
+	if err == errFrozen {
+		return refuse(codeCannotStart, errFrozen.Error())
+	}
 	usable := true
 	a.quick.as(uid, func() {
 		fd, failure := openAt(-100, directory, oPath|syscall.O_DIRECTORY, 0)

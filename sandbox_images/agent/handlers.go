@@ -165,6 +165,7 @@ func (a *agent) postAck(w http.ResponseWriter, r *http.Request) error {
 
 func (a *agent) postFreeze(w http.ResponseWriter, _ *http.Request) error {
 	a.registry.freeze()
+	a.reaper.close()
 	killed, err := a.killer.freeze()
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -12,7 +13,10 @@ type reaper struct {
 	mu       sync.Mutex
 	children map[int]chan<- syscall.WaitStatus
 	wake     chan struct{}
+	closed   bool
 }
+
+var errFrozen = errors.New("the box is frozen")
 
 // newReaper starts the loop. While we have no child nothing can become one but what was put into the box from outside; such a
 // zombie waits for the next command.
@@ -26,6 +30,9 @@ func newReaper() *reaper {
 func (r *reaper) spawn(program string, argv []string, attr *syscall.ProcAttr) (int, <-chan syscall.WaitStatus, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.closed {
+		return 0, nil, errFrozen
+	}
 	pid, err := syscall.ForkExec(program, argv, attr)
 	if err != nil {
 		return 0, nil, err
@@ -37,6 +44,13 @@ func (r *reaper) spawn(program string, argv []string, attr *syscall.ProcAttr) (i
 	default:
 	}
 	return pid, status, nil
+}
+
+// close lets no process start any more: an operation that began before a freeze may come to its start after it.
+func (r *reaper) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = true
 }
 
 func (r *reaper) loop() {

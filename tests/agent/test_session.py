@@ -407,3 +407,15 @@ async def test_a_dead_sessions_resources_are_given_back(box: Box) -> None:
         await run(box, "true", name=f"n{number}", tty=tty)
         await run(box, "exit", name=f"n{number}", tty=tty)
     await until(lambda: descriptors() <= before and not box.pids() and not box.zombies(), "all of it to be given back")
+
+
+async def test_no_shell_comes_back_after_a_freeze(box: Box) -> None:
+    """A call that is just replacing its shell when the freeze comes leaves none."""
+    stuck = asyncio.create_task(asked(box, "trap '' INT; while :; do sleep 0.01; done", timeout_s=0.3))
+    await until(lambda: len(box.pids()) >= 1, "the shell to run")
+    await asyncio.sleep(0.5)  # somewhere between the time-out and the replacement
+    await box.own(Freeze())
+    result = await stuck
+    assert isinstance(result, SessionResult)
+    assert result.fate in (ENDED, LOST)
+    assert box.pids() == []
