@@ -80,6 +80,7 @@ def _networked(mode: str) -> Weakening:
 
 NETWORK = f"tiltyard-integrity-{os.getpid()}"
 """Made for the tests that need it, with no way out."""
+NAMESPACES = "isolation/namespaces-are-the-boxs-own"
 SYSTEM_CALLS = "isolation/dangerous-system-calls-are-refused"
 
 MUTANTS: Sequence[Mutant] = (
@@ -102,7 +103,7 @@ MUTANTS: Sequence[Mutant] = (
         controls=("C3", "C4"),
         weaken=_option("seccomp=", "seccomp=unconfined"),
         outside=("rights seccomp",),
-        checks=(SYSTEM_CALLS, "isolation/no-new-privileges-and-a-filter"),
+        checks=(SYSTEM_CALLS, "isolation/no-new-privileges-and-a-filter", "isolation/namespaces-cannot-be-made"),
         rules=("5.22",),
     ),
     Mutant(
@@ -117,7 +118,7 @@ MUTANTS: Sequence[Mutant] = (
         controls=("C6",),
         weaken=_set(ReadonlyRootfs=False),
         outside=("mounts /:",),
-        checks=("isolation/the-rest-is-read-only",),
+        checks=("isolation/the-rest-is-read-only", "isolation/writable-places-hold-no-privilege"),
         rules=("5.13",),
     ),
     Mutant(
@@ -132,6 +133,7 @@ MUTANTS: Sequence[Mutant] = (
         controls=("C9",),
         weaken=_mount("/var/run/docker.sock", "/run/docker.sock"),
         outside=("mounts /run/docker.sock",),
+        checks=("isolation/no-socket-leads-out",),
         rules=("5.32",),
     ),
     Mutant(
@@ -158,7 +160,11 @@ MUTANTS: Sequence[Mutant] = (
         controls=("C10",),
         weaken=_set(PidMode="host"),
         outside=("rights namespaces pid:",),
-        checks=("isolation/processes-of-the-machine-are-not-seen",),
+        checks=(
+            "isolation/processes-of-the-machine-are-not-seen",
+            "isolation/boxes-do-not-share-memory-or-processes",
+            NAMESPACES,
+        ),
         rules=("5.16",),
     ),
     Mutant(
@@ -166,6 +172,7 @@ MUTANTS: Sequence[Mutant] = (
         controls=("C10",),
         weaken=_set(IpcMode="host"),
         outside=("rights namespaces ipc:",),
+        checks=(NAMESPACES,),
         rules=("5.17",),
     ),
     Mutant(
@@ -173,7 +180,7 @@ MUTANTS: Sequence[Mutant] = (
         controls=("C10",),
         weaken=_hostname_of_the_machine,
         outside=("rights namespaces uts:",),
-        checks=("isolation/hostname-tells-nothing",),
+        checks=("isolation/hostname-tells-nothing", NAMESPACES),
         rules=("5.21",),
     ),
     Mutant(
@@ -188,7 +195,7 @@ MUTANTS: Sequence[Mutant] = (
         controls=("C10", "C20"),
         weaken=_networked("host"),
         outside=("rights namespaces net:",),
-        checks=("isolation/no-network-interface", "isolation/the-machine-is-out-of-reach"),
+        checks=("isolation/no-network-interface", "isolation/the-machine-is-out-of-reach", NAMESPACES),
         rules=("5.10",),
     ),
     Mutant(
