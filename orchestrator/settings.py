@@ -35,7 +35,12 @@ def _name(value: str) -> str:
 
 def _addresses(value: object) -> object:
     given = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-    return tuple(str(IPv4Address(each)) for each in given) if isinstance(given, list | tuple) else given
+    if not isinstance(given, list | tuple):
+        return given
+    found = tuple(IPv4Address(each) for each in given)
+    if any(each.is_loopback for each in found):
+        raise ValueError("a resolver on loopback cannot be asked from a proxy's namespace; name another address of it")
+    return tuple(str(each) for each in found)
 
 
 Name = Annotated[str, AfterValidator(_name)]

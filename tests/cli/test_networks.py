@@ -1,12 +1,17 @@
 """Allow-lists are refused before anything is served, where the backend or the machine cannot grant them."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from orchestrator.backends.fake import FakeBackend
 from orchestrator.cli.networks import check_networks
+from orchestrator.cli.wiring import gateway
 from orchestrator.egress.names import network
 from orchestrator.errors import Misconfigured
 from orchestrator.models import Job, JobId, Network, TaskId
+from orchestrator.settings import load_settings
 from tests.hosts.world import a_task
 
 pytestmark = pytest.mark.anyio
@@ -53,3 +58,22 @@ async def test_what_the_machine_lacks_is_told_only_when_a_task_needs_it() -> Non
     await check_networks(jobs(), backend)
     with pytest.raises(Misconfigured, match="apt-get install iptables"):
         await check_networks(jobs(box=PYPI), backend)
+
+
+async def test_a_server_refuses_to_start_with_a_list_that_its_backend_cannot_grant(tmp_path: Path) -> None:
+    row: dict[str, object] = {
+        "id": "t",
+        "repo": str(tmp_path),
+        "commit": "a" * 40,
+        "image": "i",
+        "prompt": "p",
+        "grader": "file_f1",
+    }
+    row |= {"file_f1": {"source": "submitted", "gold": ["a"]}, "network": {"allow": ["pypi.org"]}}
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(row))
+    settings = load_settings(
+        backend="fake", tasks=tmp_path / "tasks.jsonl", state_dir=tmp_path / "state", insecure_loopback=True
+    )
+    with pytest.raises(Misconfigured, match="task default/t names hosts to reach, but boxes of the fake backend"):
+        async with gateway(settings):
+            pytest.fail("it served")

@@ -99,12 +99,12 @@ def test_a_proxy_is_known_by_all_that_it_is_made_from() -> None:
 
 
 def test_proxy_and_holder_may_do_nothing_of_this_machine() -> None:
-    proxy: Any = plans.proxy_spec(PLAN, "sha256:aa", Path("/srv/e"), {})["HostConfig"]
-    holder: Any = plans.holder_spec("sha256:aa", {}, "sandbox")["HostConfig"]
+    proxy: Any = plans.proxy_spec(PLAN, "{}", Path("/srv/e"), {})["HostConfig"]
+    holder: Any = plans.holder_spec("sha256:aa", "{}", {}, "sandbox")["HostConfig"]
     for config in (proxy, holder):
         assert config["CapDrop"] == ["ALL"]
         assert config["ReadonlyRootfs"] is True
-        assert config["SecurityOpt"] == ["no-new-privileges"]
+        assert config["SecurityOpt"] == ["no-new-privileges", "seccomp={}"]
         assert config["Sysctls"]["net.ipv4.ip_forward"] == "0"
         assert config["Sysctls"]["net.ipv6.conf.all.disable_ipv6"] == "1"
     assert (holder["NetworkMode"], holder["Dns"]) == ("none", ["100.127.0.1"])

@@ -17,6 +17,7 @@ from orchestrator.backends.docker.facts import ContainerState, ListedContainer
 from orchestrator.backends.docker.finish import finish
 from orchestrator.backends.docker.settings import DockerSettings
 from orchestrator.backends.docker.spec import ROLE, Wire, container_name, owner_labels
+from orchestrator.backends.seccomp import profile
 from orchestrator.egress import attempts, names
 from orchestrator.errors import EngineUnavailable, Misconfigured, SandboxLost, StartFailed, TiltyardError
 from orchestrator.models import Network, NetworkAttempt, SandboxId
@@ -126,7 +127,9 @@ class Egress:
             number = await asyncio.to_thread(notes.next_number, self._folder / plan.key)
             wired = {PROXY_LABEL: plan.key, CONTAINER_LABEL: proxy, NUMBER_LABEL: str(number)}
             own = {**labels, **self._labels, ROLE: WIRE, BOX_LABEL: owner, **wired}
-            holder = await self._engine.create(wire_name(owner), plans.holder_spec(image, own, hostname))
+            holder = await self._engine.create(
+                wire_name(owner), plans.holder_spec(image, await self._filter(), own, hostname)
+            )
         await self._engine.start(holder)
         box, gate = await self._namespace(holder), await self._namespace(proxy)
         await namespaces.connect(box, plans.WIRE, gate, plans.proxy_end(number))
@@ -160,7 +163,7 @@ class Egress:
         folder = self._folder / plan.key
         await asyncio.to_thread(notes.prepare, folder, plan)
         labels = {**self._labels, ROLE: PROXY, PROXY_LABEL: plan.key}
-        proxy = await self._engine.create(plan.name, plans.proxy_spec(plan, plan.image, folder, labels))
+        proxy = await self._engine.create(plan.name, plans.proxy_spec(plan, await self._filter(), folder, labels))
         await self._engine.start(proxy)
         namespace = await self._namespace(proxy)
         await namespaces.guard(namespace, plans.firewall(plan))
@@ -228,6 +231,9 @@ class Egress:
         if path is None or not await asyncio.to_thread(path.exists):
             raise StartFailed("the engine shows no network namespace of a container; does it run on this machine?")
         return path
+
+    async def _filter(self) -> str:
+        return await asyncio.to_thread(profile, self._settings.seccomp_profile)
 
     async def _image(self) -> str:
         image = await self._engine.image(EGRESS)

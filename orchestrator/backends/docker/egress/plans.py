@@ -34,6 +34,8 @@ PROXY_MEMORY_MIB, PROXY_PIDS = 256, 64
 HOLDER_MEMORY_MIB, HOLDER_PIDS = 16, 8
 PROXY_FILES = 8192
 """Open connections of all boxes of one allow-list, two files each."""
+BOX_CONNECTIONS = 256
+"""Of one box at once: it cannot take the others' share."""
 SAFE_METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS"
 
 
@@ -139,6 +141,7 @@ def squid_conf(plan: ProxyPlan) -> str:
         "positive_dns_ttl 60 seconds",
         "negative_dns_ttl 1 seconds",
         f"max_filedescriptors {PROXY_FILES}",
+        f"client_ip_max_connections {BOX_CONNECTIONS}",
         "shutdown_lifetime 0 seconds",
     ]
     return "\n".join(lines) + "\n"
@@ -207,10 +210,10 @@ def firewall(plan: ProxyPlan) -> str:
     return "\n".join(lines) + "\n"
 
 
-def proxy_spec(plan: ProxyPlan, image_id: str, folder: Path, labels: Mapping[str, str]) -> dict[str, JsonValue]:
-    """The body of the create request. `folder` holds `conf` and `notes`."""
+def proxy_spec(plan: ProxyPlan, seccomp: str, folder: Path, labels: Mapping[str, str]) -> dict[str, JsonValue]:
+    """The body of the create request. `seccomp` is the boxes' own filter; `folder` holds `conf` and `notes`."""
     return {
-        "Image": image_id,
+        "Image": plan.image,
         "User": f"{UID}:{UID}",
         "Hostname": "proxy",
         "Entrypoint": [f"{LIB}/run"],
@@ -219,7 +222,7 @@ def proxy_spec(plan: ProxyPlan, image_id: str, folder: Path, labels: Mapping[str
         "Healthcheck": {"Test": ["NONE"]},
         "Labels": {**labels},
         "HostConfig": {
-            **_hardened(memory_mib=PROXY_MEMORY_MIB, pids=PROXY_PIDS),
+            **_hardened(seccomp, memory_mib=PROXY_MEMORY_MIB, pids=PROXY_PIDS),
             "NetworkMode": plan.uplink,
             "Mounts": [_bind(folder / "conf", CONF, read_only=True), _bind(folder / "notes", NOTES)],
             "Tmpfs": {
@@ -233,7 +236,7 @@ def proxy_spec(plan: ProxyPlan, image_id: str, folder: Path, labels: Mapping[str
     }
 
 
-def holder_spec(image_id: str, labels: Mapping[str, str], hostname: str) -> dict[str, JsonValue]:
+def holder_spec(image_id: str, seccomp: str, labels: Mapping[str, str], hostname: str) -> dict[str, JsonValue]:
     """A process that does nothing: it holds the box's network namespace, wired before the box starts (gVisor looks at it only then)."""
     return {
         "Image": image_id,
@@ -245,7 +248,7 @@ def holder_spec(image_id: str, labels: Mapping[str, str], hostname: str) -> dict
         "Healthcheck": {"Test": ["NONE"]},
         "Labels": {**labels},
         "HostConfig": {
-            **_hardened(memory_mib=HOLDER_MEMORY_MIB, pids=HOLDER_PIDS),
+            **_hardened(seccomp, memory_mib=HOLDER_MEMORY_MIB, pids=HOLDER_PIDS),
             "NetworkMode": "none",
             "Dns": [GATE],
             "DnsSearch": ["."],
@@ -254,12 +257,12 @@ def holder_spec(image_id: str, labels: Mapping[str, str], hostname: str) -> dict
     }
 
 
-def _hardened(*, memory_mib: int, pids: int) -> dict[str, JsonValue]:
+def _hardened(seccomp: str, *, memory_mib: int, pids: int) -> dict[str, JsonValue]:
     return {
         "ReadonlyRootfs": True,
         "Privileged": False,
         "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges"],
+        "SecurityOpt": ["no-new-privileges", f"seccomp={seccomp}"],
         "Runtime": "runc",
         "IpcMode": "private",
         "CgroupnsMode": "private",
