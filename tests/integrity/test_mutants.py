@@ -65,6 +65,12 @@ async def test_a_sound_box_breaks_nothing(sound: Mapping[str, Result]) -> None:
     assert {name: result.text for name, result in sound.items() if result.outcome is not Outcome.PASSED} == {}
 
 
+@needs("runsc")
+async def test_a_sound_box_under_gvisor_breaks_no_rule() -> None:
+    async with backend("runsc") as made, live(made, runtime="runsc") as box:
+        assert rules_broken(box) == set()
+
+
 @pytest.mark.parametrize("mutant", [pytest.param(each, id=each.name) for each in MUTANTS])
 async def test_a_weakened_box_turns_red(mutant: Mutant) -> None:
     async with backend(weaken=mutant.weaken) as made:
