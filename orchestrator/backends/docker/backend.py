@@ -142,6 +142,13 @@ class DockerBackend:
         state = await self._own(sandbox_id)
         if state is None or not state.running:
             raise await self._over_disk(sandbox_id) or await self._blame(state)
+        if state.runtime != self._settings.runtime:
+            log.warning(
+                "box %s stays under %s, as it was made; new ones run under %s",
+                sandbox_id,
+                state.runtime,
+                self._settings.runtime,
+            )
         return self._client(sandbox_id, state.mounts[RUN_DIR])
 
     async def destroy(self, sandbox_id: SandboxId) -> None:

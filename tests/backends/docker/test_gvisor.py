@@ -75,6 +75,17 @@ async def test_C26_the_kernel_in_the_box_is_not_the_machines(boxed: Open) -> Non
     assert (await box.text("cat /proc/version")).strip() != Path("/proc/version").read_text().strip()  # noqa: ASYNC240
 
 
+async def test_C26_a_box_of_another_runtime_is_taken_back_and_told(
+    gvisor: DockerBackend, backend: DockerBackend, boxed: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`backend` is the same deployment on runc, as after a restart with another setting."""
+    box = await boxed()
+    await (await gvisor.attach(box.sandbox.id)).aclose()
+    assert "stays under" not in caplog.text
+    await (await backend.attach(box.sandbox.id)).aclose()
+    assert f"box {box.sandbox.id} stays under runsc" in caplog.text
+
+
 PRIVILEGES = """
 import ctypes, json, os
 libc = ctypes.CDLL(None, use_errno=True)
