@@ -185,6 +185,31 @@ async def test_a_wire_without_a_box_is_found_and_removed(backend: DockerBackend,
     assert await engine.inspect(f"tiltyard-{box.id}-net") is None
 
 
+async def test_a_proxy_that_a_killed_process_left_alone_is_ended_by_tidying(
+    backend: DockerBackend, opened: Open, engine: Engine, settings: DockerSettings
+) -> None:
+    box = await opened()
+    await backend.tidy()
+    assert await works(box)
+    for name in (f"tiltyard-{box.id}", f"tiltyard-{box.id}-net"):
+        found = await engine.inspect(name)
+        assert found is not None
+        await engine.remove(found.id)
+    assert await proxies(engine, settings)
+    await backend.tidy()
+    assert await proxies(engine, settings) == []
+
+
+async def test_boxes_that_come_at_once_share_a_proxy_and_have_addresses_of_their_own(
+    backend: DockerBackend, opened: Open, engine: Engine, settings: DockerSettings
+) -> None:
+    boxes = await asyncio.gather(*(opened() for _ in range(3)))
+    assert len(await proxies(engine, settings)) == 1
+    assert await asyncio.gather(*map(works, boxes)) == [True] * 3
+    wires = await engine.containers({"tiltyard.deployment": settings.deployment, "tiltyard.role": "egress-wire"})
+    assert len({wire.labels["tiltyard.egress.number"] for wire in wires}) == len(wires) == 3
+
+
 async def test_a_box_without_a_network_tried_nothing(backend: DockerBackend, opened: Open) -> None:
     box = await opened(Network())
     assert await backend.cut(box.id) == ()
