@@ -161,6 +161,11 @@ class Graded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Barred:
+    """Never to be scored, found out while grading; the tombstone is stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseAsked:
     reason: str
 
@@ -200,6 +205,7 @@ Event = (
     | EvidenceStored
     | GradeFailed
     | Graded
+    | Barred
     | ReleaseAsked
     | TombstoneWritten
     | TombstoneFailed

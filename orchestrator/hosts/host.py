@@ -30,7 +30,7 @@ from orchestrator.hosts.disk import DiskWatch, Gauge
 from orchestrator.hosts.events import OVER, BoxWanted, CallArrived, GradeAsked, LeaseState, Phase, ReleaseAsked
 from orchestrator.hosts.gate import Gate
 from orchestrator.hosts.lifecycle import Lifecycle, ours, tainted
-from orchestrator.hosts.parts import Parts
+from orchestrator.hosts.parts import Parts, new_sandbox_id
 from orchestrator.hosts.permits import Permits
 from orchestrator.hosts.remover import Remover
 from orchestrator.hosts.reserve import Reserve
@@ -183,6 +183,13 @@ class SandboxHost:
         Raises what opening raises, RolloutClosed, SandboxLost, StoreError, StaleLease; after any of these the same key may come again.
         """
         deadline = time.monotonic() + min(timeout_s, self._settings.call_deadline_s)
+        try:
+            return await self._call(request, task, deadline)
+        except Draining:
+            await self._mark_refused(request.rollout, task)
+            raise
+
+    async def _call(self, request: CallRequest, task: Task, deadline: float) -> ToolReply:
         found = self._ready(request.rollout, task) or await self._find(request.rollout, task, deadline)
         if isinstance(found, Binding):
             return await self._recorded(request) or _raise(ended(found.state, found.reason))
@@ -194,6 +201,14 @@ class SandboxHost:
         elif not entry.request.call_id:
             entry.request = request  # taken up from the box's journal, which knows no call_id
         return await self._wait(found, entry.done, deadline)
+
+    async def _mark_refused(self, key: RolloutKey, task: Task) -> None:
+        """A first call that found us stopping leaves the id of a box that is never made: else a grade would take the rollout for one that
+        did nothing. A retry of the call makes a box all the same."""
+        with suppress(TiltyardError):  # a store that is closed already
+            binding = await self._parts.store.bind(key, task.id, self._id)
+            if binding.state is RolloutState.OPEN and binding.sandbox is None and binding.host == self._id:
+                await self._parts.store.attach_sandbox(binding, new_sandbox_id("r"), None)
 
     async def grade(self, request: GradeRequest, task: Task, *, timeout_s: float) -> Reward:
         """See `Host.grade`. Calls that wait are refused, running ones have `settle_s`; then the box is frozen."""

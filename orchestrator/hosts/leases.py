@@ -19,6 +19,7 @@ from orchestrator.hosts.events import (
     OVER,
     TAKES_CALLS,
     Action,
+    Barred,
     BoxAdopted,
     BoxChosen,
     BoxDied,
@@ -75,7 +76,7 @@ def step(state: LeaseState, event: Event, now: float) -> Step:
             BoxWanted() | BoxChosen() | BoxReady() | StartFailed() | RecordRead() | BoxAdopted() | BoxDied() | BoxLost()
         ):
             return _box(state, event, now)
-        case GradeAsked() | EvidenceStored() | GradeFailed() | Graded():
+        case GradeAsked() | EvidenceStored() | GradeFailed() | Graded() | Barred():
             return _grade(state, event, now)
         case ReleaseAsked():
             ending = state.phase is Phase.GRADING or state.busy
@@ -241,7 +242,7 @@ def _died(state: LeaseState, event: BoxDied) -> Step:
 # ---- the grade
 
 
-def _grade(state: LeaseState, event: GradeAsked | EvidenceStored | GradeFailed | Graded, now: float) -> Step:
+def _grade(state: LeaseState, event: GradeAsked | EvidenceStored | GradeFailed | Graded | Barred, now: float) -> Step:
     match event:
         case GradeAsked():
             return _grade_asked(state)
@@ -253,6 +254,8 @@ def _grade(state: LeaseState, event: GradeAsked | EvidenceStored | GradeFailed |
             return replace(state, phase=Phase.DROPPED, busy=False), (Forget(),)
         case Graded() if state.phase is Phase.GRADING:
             return replace(state, phase=Phase.CLOSED, busy=False, end=RolloutState.GRADED), (Forget(),)
+        case Barred() if state.phase is Phase.GRADING:
+            return replace(state, phase=Phase.CLOSED, busy=False, end=RolloutState.RELEASED), (Forget(),)
         case _:
             return state, ()
 

@@ -19,6 +19,7 @@ from orchestrator.errors import (
     SandboxDead,
     SandboxLost,
     StaleLease,
+    StoreError,
     TiltyardError,
 )
 from orchestrator.grading import grade_rollout
@@ -26,6 +27,7 @@ from orchestrator.hosts.bench import HostBench
 from orchestrator.hosts.calls import Entry, Runnable, dead_reply, record_of, reply_to
 from orchestrator.hosts.events import (
     Action,
+    Barred,
     BoxChosen,
     BoxDied,
     BoxLost,
@@ -62,6 +64,16 @@ from orchestrator.interfaces import Sandbox
 from orchestrator.models import Evidence, Reward, RolloutKey, RolloutState, SandboxId, ToolReply
 
 log = structlog.get_logger(__name__)
+
+MAX_UNCHARGED = 100
+"""Calls beyond the budget, or to a dead box, that are recorded: a model that goes on calling must not fill the disk. Later ones get the same
+text, which needs no record to stay the same."""
+
+NEVER = "never to be scored"
+
+
+class NeverScored(RolloutClosed):
+    """A caller's mistake was answered."""
 
 
 def ours(error: Exception, what: str, rollout: RolloutKey) -> TiltyardError:
@@ -170,13 +182,18 @@ class Lifecycle:
         started_at = time.time()
         try:
             reply = await self._reply(rollout, entry, call)
-            await self.parts.store.record(rollout.binding, record_of(entry, call, reply, started_at=started_at))
+            recorded = call.verdict is Verdict.RUN or call.sequence <= rollout.task.max_calls + MAX_UNCHARGED
+            if recorded:
+                await self.parts.store.record(rollout.binding, record_of(entry, call, reply, started_at=started_at))
             failpoints.hit("before_reply")
         except Exception as error:  # noqa: BLE001  whatever it is, those who wait must hear it
             self._call_failed(rollout, entry, error)
             return
         entry.finish(reply)
-        rollout.keep(entry, reply, self.parts.settings.kept_replies_bytes)
+        if recorded:
+            rollout.keep(entry, reply, self.parts.settings.kept_replies_bytes)
+        else:
+            rollout.entries.pop(call.key, None)
         self.post(rollout, CallEnded(key=call.key, recorded=True))
         if isinstance(entry.plan, Runnable) and call.verdict is Verdict.RUN:
             self.acknowledge(rollout, entry)
@@ -296,11 +313,12 @@ class Lifecycle:
 
     async def _grade(self, rollout: Rollout) -> None:
         try:
-            evidence = rollout.evidence or await self._stored_evidence(rollout)
-            reward = await self.parts.store.reward(rollout.key) or await self._reward(rollout, evidence)
+            reward = await self.parts.store.reward(rollout.key) or await self._first_reward(rollout)
             rollout.binding = await self.parts.store.close(rollout.binding, RolloutState.GRADED, "")
         except StaleLease as error:
             self.post(rollout, Stale(), error)
+        except NeverScored as error:
+            await self._bar(rollout, error)
         except Exception as error:  # noqa: BLE001  whatever it is, those who wait must hear it
             self._grade_failed(rollout, error)
         else:
@@ -308,6 +326,21 @@ class Lifecycle:
                 rollout.graded.set_result(reward)
             log.info("graded", rollout=str(rollout.key), outcome=reward.outcome, score=reward.score)
             self.post(rollout, Graded())
+
+    async def _first_reward(self, rollout: Rollout) -> Reward:
+        await self._refuse_tainted(rollout.key)
+        return await self._reward(rollout, rollout.evidence or await self._stored_evidence(rollout))
+
+    async def _bar(self, rollout: Rollout, error: NeverScored) -> None:
+        """A tombstone: nobody is to run this rollout's graders again. Where it cannot be written, the next one who asks tries."""
+        try:
+            rollout.binding = await self.parts.store.close(rollout.binding, RolloutState.RELEASED, NEVER)
+        except StaleLease as stale:
+            self.post(rollout, Stale(), stale)
+        except StoreError:
+            self._grade_failed(rollout, error)
+        else:
+            self.post(rollout, Barred(), error)
 
     async def _reward(self, rollout: Rollout, evidence: Evidence) -> Reward:
         bench = HostBench(
@@ -364,5 +397,5 @@ class Lifecycle:
             self.post(rollout, TombstoneWritten())
 
 
-def tainted(reason: str) -> RolloutClosed:
-    return RolloutClosed(f"this rollout was answered a caller's mistake and is never scored ({reason})")
+def tainted(reason: str) -> NeverScored:
+    return NeverScored(f"this rollout was answered a caller's mistake and is never scored ({reason})")

@@ -47,9 +47,9 @@ def test_a_start_on_too_little_disk_is_refused_with_the_ways_out() -> None:
 async def test_below_the_reserve_an_open_waits_with_its_place_and_goes_on_when_space_returns(world: World) -> None:
     task = world.task()
     world.free_disk_mib = LOW_MIB
-    async with world.host(disk_reserve_mib=RESERVE_MIB, open_wait_s=0.1) as host:
+    async with world.host(disk_reserve_mib=RESERVE_MIB, open_wait_s=1.0) as host:
         with pytest.raises(HostFull, match=r"disk has 999 MiB free, and 1000 MiB are kept free.*place .* is kept"):
-            await host.call(a_call("echo 1"), task, timeout_s=5)
+            await host.call(a_call("echo 1"), task, timeout_s=20)
         assert (await host.load()).queued == 1
         waiting = asyncio.create_task(retried(host, task))
         world.free_disk_mib = 5000
@@ -107,7 +107,7 @@ async def retried(host: SandboxHost, task: Task) -> str:
     """As a trainer does it."""
     while True:
         try:
-            return (await host.call(a_call("echo 1"), task, timeout_s=5)).text
+            return (await host.call(a_call("echo 1"), task, timeout_s=20)).text
         except HostFull:
             continue
 
