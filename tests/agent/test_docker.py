@@ -28,6 +28,9 @@ from orchestrator.operations import (
     NoteResult,
     OperationResult,
     Read,
+    Session,
+    SessionFate,
+    SessionResult,
     Write,
     WriteResult,
 )
@@ -56,6 +59,9 @@ def image() -> Iterator[str]:
             tar.add(program, f"usr/bin/{program.name}")
         for library in set().union(*(libraries(program) for program in found)):
             tar.add(library, library.lstrip("/"))
+        link = tarfile.TarInfo("bin")
+        link.type, link.linkname = tarfile.SYMTYPE, "usr/bin"
+        tar.addfile(link)
         for folder in ("tmp", "proc", "sys", "dev", "etc", "box"):
             info = tarfile.TarInfo(folder)
             info.type, info.mode = tarfile.DIRTYPE, 0o755
@@ -163,6 +169,22 @@ async def test_memory_ends_the_hog_and_is_told(root: Path, image: str) -> None:
         assert await box.run(Note(data=b"x")) == NoteResult(data=b"x")
 
 
+async def session(
+    box: Box, script: str, *, name: str = "main", timeout_s: float = 10, tty: bool = False
+) -> SessionResult:
+    result = await box.run(Session(name=name, script=script, timeout_s=timeout_s, tty=tty), timeout_s=40)
+    assert isinstance(result, SessionResult), result
+    return result
+
+
+async def test_memory_that_runs_out_in_a_session_is_told(root: Path, image: str) -> None:
+    async with container(root, image, *THREE, "--pids-limit=100") as box:
+        hog = await session(box, "A=1; tail /dev/zero", timeout_s=20)
+        assert (hog.exit_code, hog.oom_killed, hog.fate) == (137, True, SessionFate.KEPT)
+        assert (await session(box, "echo $A; sh -c 'kill -9 $$'")).oom_killed is False, "the control"
+        assert (await session(box, "echo $A")).output.head == b"1\n"
+
+
 async def test_one_uid_works_and_says_what_it_lacks(root: Path, image: str) -> None:
     uid = 1_700_000_123
     options = (f"--user={uid}:{uid}", "--pids-limit=100")
@@ -182,6 +204,13 @@ async def test_one_uid_works_and_says_what_it_lacks(root: Path, image: str) -> N
         beside = asyncio.create_task(box.exec("sleep", "100", timeout_s=100))
         late = await box.sh("(setsid sleep 100 &); sleep 100", timeout_s=0.4)
         assert (late.timed_out, late.killed_all) == (True, False)
+        await session(box, "A=1; sleep 90 &")
+        hung = await session(box, "(setsid sleep 100 &); sleep 100", timeout_s=0.4)
+        assert (hung.timed_out, hung.fate) == (True, SessionFate.KEPT)
+        assert (await session(box, "echo $A; kill -0 $! && echo lives")).output.head == b"1\nlives\n"
+        assert (await session(box, "trap '' INT; while :; do :; done", timeout_s=0.4)).fate is SessionFate.RESTARTED
+        terminal = await session(box, "test -t 1 && echo terminal", name="t", tty=True)
+        assert terminal.output.head == b"terminal\n"
         assert not beside.done()
         await box.own(Freeze())
         result = await beside
