@@ -324,24 +324,37 @@ func openLocked(parent int, name string) (int, syscall.Stat_t, error) {
 }
 
 func sendFile(archive *tar.Writer, base int, name string, size int64, buffer []byte) error {
-	return withFile(base, name, func(fd int, stat *syscall.Stat_t) error {
-		clean, _ := split(name)
-		head := &tar.Header{Typeflag: tar.TypeReg, Name: strings.Join(clean, "/"), Size: size, Mode: int64(stat.Mode & 0o777), Format: tar.FormatPAX}
-		if err := archive.WriteHeader(head); err != nil {
+	opened := false
+	err := withFile(base, name, func(fd int, stat *syscall.Stat_t) error {
+		opened = true
+		return sendContent(archive, name, int64(stat.Mode&0o777), size, buffer, func(part []byte, offset int64) (int, error) {
+			return readFull(fd, part, offset)
+		})
+	})
+	if err != nil && !opened { // no file any more: it was cut to nothing, so that the others still come
+		return sendContent(archive, name, 0, size, buffer, func([]byte, int64) (int, error) { return 0, nil })
+	}
+	return err
+}
+
+// sendContent makes a member of what `read` gives, with zeros for what it does not.
+func sendContent(archive *tar.Writer, name string, mode, size int64, buffer []byte, read func([]byte, int64) (int, error)) error {
+	clean, _ := split(name)
+	head := &tar.Header{Typeflag: tar.TypeReg, Name: strings.Join(clean, "/"), Size: size, Mode: mode, Format: tar.FormatPAX}
+	if err := archive.WriteHeader(head); err != nil {
+		return err
+	}
+	for offset := int64(0); offset < size; {
+		part := buffer[:min(int64(len(buffer)), size-offset)]
+		count, err := read(part, offset)
+		if err != nil {
 			return err
 		}
-		for offset := int64(0); offset < size; {
-			part := buffer[:min(int64(len(buffer)), size-offset)]
-			count, err := readFull(fd, part, offset)
-			if err != nil {
-				return err
-			}
-			clear(part[count:])
-			if _, err := archive.Write(part); err != nil {
-				return err
-			}
-			offset += int64(len(part))
+		clear(part[count:])
+		if _, err := archive.Write(part); err != nil {
+			return err
 		}
-		return nil
-	})
+		offset += int64(len(part))
+	}
+	return nil
 }
