@@ -1,10 +1,12 @@
 """The layout of a box's folder, its record, and a removal that hostile modes cannot stop."""
 
+import errno
 import json
 import os
 import re
 import shutil
 import stat
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -139,6 +141,22 @@ def names_below(boxes: Path, paths: "list[Path] | tuple[Path, ...]") -> set[Sand
 
 def remove_tree(folder: Path) -> None:
     """Remove `folder` whole; symlinks are not followed, folders without rights are opened up first. Idempotent. Raises OSError."""
+    try:
+        _remove_tree(folder)
+    except (RecursionError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EMFILE, errno.ENAMETOOLONG):
+            raise
+        _remove_deep_tree(folder)
+
+
+def _remove_deep_tree(folder: Path) -> None:
+    """Deeper than this process may recurse or has descriptors for: `rm` walks without either."""
+    done = subprocess.run(["rm", "-rf", "--", str(folder)], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode:
+        raise OSError(errno.ENOTEMPTY, "a deep tree could not be removed")
+
+
+def _remove_tree(folder: Path) -> None:
     if sys.version_info >= (3, 12):
         shutil.rmtree(folder, onexc=_open_up_and_retry)
     else:

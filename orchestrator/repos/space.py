@@ -1,20 +1,22 @@
 """What a box holds on the disk, by looking: for the form without root, where no kernel limit does it.
 
 Looking has gaps, told in docs/architecture.md: what is written and removed between two looks, and files that were removed while a command
-holds them open.
+holds them open. Folders that are closed, or whose paths are too long to name, are no gaps: the walk is by descriptors, as the owner.
 """
 
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.models import Limits
 
 _MIB = 1024 * 1024
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+MAX_DEPTH = 256
+"""Folders in folders: each costs the walk a descriptor. A box with deeper ones counts as over its limit, since nobody can tell what they hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,61 +40,78 @@ def held(folder: Path, limit: Space) -> Space:
     A file with several names counts once. A folder that its owner closed is opened for the look and closed again. What vanishes meanwhile is
     passed over. Raises nothing for a folder that is gone.
     """
-    used_bytes = inodes = 0
-    linked: set[int] = set()
-    pending = [str(folder)]
-    while pending:
-        for path, info in _listed(pending.pop()):
-            inodes += 1
-            if stat.S_ISDIR(info.st_mode):
-                pending.append(path)
-            elif info.st_nlink > 1:
-                if info.st_ino in linked:
-                    continue
-                linked.add(info.st_ino)
-            used_bytes += info.st_blocks * 512
-            if not (used := Space(bytes=used_bytes, inodes=inodes)).within(limit):
-                return used
-    return Space(bytes=used_bytes, inodes=inodes)
+    tally = _Tally(limit=limit)
+    with suppress(FileNotFoundError, _Enough):
+        descriptor = os.open(folder, _OPEN)
+        try:
+            _count(descriptor, os.fstat(descriptor).st_dev, tally, MAX_DEPTH)
+        finally:
+            os.close(descriptor)
+    return tally.space
 
 
-def _listed(folder: str) -> Iterator[tuple[str, os.stat_result]]:
-    with suppress(OSError), _Opened(folder) as descriptor, os.scandir(descriptor) as entries:
-        device = os.fstat(descriptor).st_dev
+class _Enough(Exception):
+    """The limit is passed."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Tally:
+    limit: Space
+    bytes: int = 0
+    inodes: int = 0
+    linked: set[int] = field(default_factory=set)
+
+    @property
+    def space(self) -> Space:
+        return Space(bytes=self.bytes, inodes=self.inodes)
+
+    def add(self, info: os.stat_result) -> None:
+        self.inodes += 1
+        if info.st_ino not in self.linked:
+            self.bytes += info.st_blocks * 512
+        if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
+            self.linked.add(info.st_ino)
+        if not self.space.within(self.limit):
+            raise _Enough
+
+    def too_deep(self) -> None:
+        self.inodes = max(self.inodes, self.limit.inodes + 1)
+        raise _Enough
+
+
+def _count(folder: int, device: int, tally: _Tally, levels_left: int) -> None:
+    inner = []
+    with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             with suppress(OSError):
                 info = entry.stat(follow_symlinks=False)
                 if info.st_dev == device:
-                    yield os.path.join(folder, entry.name), info
+                    tally.add(info)
+                    if stat.S_ISDIR(info.st_mode):
+                        inner.append(entry.name)
+    if inner and not levels_left:
+        tally.too_deep()
+    for name in inner:
+        with suppress(OSError), _opened(folder, name) as child:
+            _count(child, device, tally, levels_left - 1)
 
 
-class _Opened:
-    """A descriptor of a folder. One that is closed to its owner, who we are, gets its mode back."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._closed_mode: int | None = None
-        self._descriptor = -1
-
-    def __enter__(self) -> int:
-        try:
-            self._descriptor = os.open(self._path, _OPEN)
-        except PermissionError:
-            self._descriptor = self._open_up()
-        return self._descriptor
-
-    def _open_up(self) -> int:
-        handle = os.open(self._path, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            mode = stat.S_IMODE(os.fstat(handle).st_mode)
+@contextmanager
+def _opened(folder: int, name: str) -> Iterator[int]:
+    """A descriptor of a folder in `folder`. One that is closed to its owner, who we are, gets its mode back."""
+    handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        mode = stat.S_IMODE(os.fstat(handle).st_mode)
+        closed = mode & 0o500 != 0o500
+        if closed:
             os.chmod(f"/proc/self/fd/{handle}", mode | 0o500)
-            self._closed_mode = mode
-            return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        finally:
-            os.close(handle)
-
-    def __exit__(self, *_: object) -> None:
-        if self._closed_mode is not None:
+        descriptor = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    finally:
+        os.close(handle)
+    try:
+        yield descriptor
+    finally:
+        if closed:
             with suppress(OSError):
-                os.fchmod(self._descriptor, self._closed_mode)
-        os.close(self._descriptor)
+                os.fchmod(descriptor, mode)
+        os.close(descriptor)

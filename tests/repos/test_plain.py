@@ -81,6 +81,19 @@ async def test_removal_takes_closed_folders_and_follows_no_link(workspaces: Plai
     assert (tmp_path / "precious" / "file").exists()
 
 
+async def test_removal_takes_a_tree_deeper_than_python_recurses(workspaces: PlainWorkspaces) -> None:
+    made = await workspaces.prepare(BOX, None, Limits())
+    folder = os.open(made.tmp, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("deep", dir_fd=folder)
+        inner = os.open("deep", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.close(folder)
+    await workspaces.remove(BOX)
+    assert not made.root.exists()
+
+
 async def test_a_box_is_made_once_and_swept_by_name(workspaces: PlainWorkspaces, tmp_path: Path) -> None:
     for name in ("one", "two"):
         await workspaces.prepare(SandboxId(name), None, Limits())

@@ -1,11 +1,16 @@
 """Images by reference, set-up commands in a throw-away container, and tiltyard's own images."""
 
 import asyncio
+import errno
 import os
 import secrets
 import stat
+import subprocess
+import tarfile
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -15,6 +20,7 @@ from orchestrator.backends.docker.images import DockerImages
 from orchestrator.backends.docker.settings import DockerSettings
 from orchestrator.errors import EngineUnavailable, Misconfigured, RepositoryError
 from orchestrator.models import Network
+from tests.backends.docker.imaged import image_with
 from tests.needs import needs
 
 pytestmark = pytest.mark.anyio
@@ -231,3 +237,41 @@ async def test_owners_are_left_to_the_caller_with_root(setup: Setup) -> None:
     await setup.run("install -o 7 -g 7 -m 600 /dev/null owned.txt")
     found = os.lstat(setup.upper / "owned.txt")
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (7, 7, 0o600)
+
+
+@needs("docker")
+async def test_an_images_files_are_read_without_running_it(setup: Setup, tmp_path: Path) -> None:
+    def names(stream: BinaryIO) -> list[str]:
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            return [member.name for member in archive]
+
+    def full(stream: BinaryIO) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    (tmp_path / "repo" / "sub").mkdir(parents=True)
+    (tmp_path / "repo" / "sub" / "file").write_text("x")
+    with image_with(tmp_path / "repo", "/opt/repo") as image:
+        read = partial(setup.images.read_folder, image, timeout_s=120)
+        assert sorted(await read("/opt/repo", names)) == ["repo", "repo/sub", "repo/sub/file"]
+        everything = [name.strip("./") for name in await read("/", names)]
+        assert {"opt/repo/sub/file", "usr/bin"} <= set(everything)
+        with pytest.raises(Misconfigured, match="/none"):
+            await read("/none", names)
+        with pytest.raises(OSError, match="no space"):
+            await read("/opt/repo", full)
+        with pytest.raises(RepositoryError, match="took too long"):
+            await setup.images.read_folder(image, "/opt/repo", names, timeout_s=0)
+    assert await setup.left() == []
+
+
+@needs("docker")
+async def test_git_trusts_the_tree_whoever_it_belongs_to(setup: Setup) -> None:
+    await asyncio.to_thread(subprocess.run, ["git", "init", "-q", str(setup.tree)], check=True)
+    for path in (setup.tree, *setup.tree.rglob("*")):
+        os.lchown(path, 12345, 12345)
+    image = await setup.run("git status --porcelain > said.txt; env > told.txt")
+    assert (setup.upper / "said.txt").read_text().startswith("?? ")
+    facts = await setup.engine.image(setup.tag)
+    assert facts is not None
+    assert image == facts.id
+    assert not any(name.startswith("GIT_") for name in facts.environment), "that is for set-up alone"
