@@ -1,6 +1,7 @@
 """Calls: once, recorded, joined, in order, within the budget."""
 
 import asyncio
+import json
 from typing import Any, ClassVar
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from orchestrator.backends.fake import DiesLater, Lies, LostReply, SlowExec
 from orchestrator.errors import RolloutClosed, SandboxLost, StillRunning, TaskConflict
 from orchestrator.interfaces import EXCLUSIVE, SHARED, CallContext, Order
-from orchestrator.models import Arguments, RolloutState, ToolReply
+from orchestrator.models import Arguments, CallRequest, RolloutState, ToolReply
 from tests.hosts.world import World, a_call, a_task, key, raw_call
 
 pytestmark = pytest.mark.anyio
@@ -153,6 +154,32 @@ async def test_shared_calls_overlap_and_exclusive_ones_wait_in_order_of_arrival(
         *("look0 begins", "look1 begins", "look0 ends", "look1 ends"),
         *("turn2 begins", "turn2 ends", "look3 begins", "look3 ends", "turn4 begins", "turn4 ends"),
     ]
+
+
+async def test_calls_of_one_session_follow_each_other_and_hold_up_nobody_else(world: World) -> None:
+    task = world.task()
+
+    def session(command: str, call_id: str) -> CallRequest:
+        return raw_call("shell", json.dumps({"command": command, "session": "main"}), call_id)
+
+    async with world.host() as host:
+        first = asyncio.create_task(host.call(session("N=1; sleep 0.3; echo first >> log", "s1"), task, timeout_s=10))
+        second = asyncio.create_task(host.call(session("N=$N$N; echo second-$N >> log", "s2"), task, timeout_s=10))
+        beside = await host.call(a_call("echo beside >> log", "plain"), task, timeout_s=10)
+        assert not beside.is_error
+        assert not first.done()
+        await asyncio.gather(first, second)
+        log = await host.call(a_call("cat log", "look"), task, timeout_s=10)
+        assert log.text.split() == ["beside", "first", "second-11"]
+
+
+async def test_any_number_of_calls_at_once_is_answered(world: World) -> None:
+    """More than a box takes at once: they wait here, and none of it is an error."""
+    task = world.task(a_task(max_calls=1000))
+    async with world.host() as host:
+        calls = [host.call(a_call(f"sleep 0.01; echo {n}", f"c{n}"), task, timeout_s=30) for n in range(300)]
+        replies = await asyncio.gather(*calls)
+    assert [reply.text for reply in replies] == [f"{n}\n" for n in range(300)]
 
 
 async def test_a_box_that_the_model_brought_down_answers_text_at_once_and_for_ever(world: World) -> None:
