@@ -34,7 +34,7 @@ from orchestrator.operations import (
 
 GROUP = Group("races")
 
-RACE_S = 2.0
+RACE_S = 1.0
 OPERATION_S = 5.0
 """An operation that takes longer was caught by what it should have refused."""
 OUTSIDE = b"outside: nobody may see or change this\n"

@@ -110,7 +110,7 @@ func hogs(arguments []string) error {
 		say("oom_score_adj", score, outcome(err))
 	}
 	armed()
-	over(5 * time.Second)
+	over(2 * time.Second)
 	reapLater(children(count, forkHog))
 	return nil
 }
