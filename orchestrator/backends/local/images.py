@@ -17,6 +17,7 @@ from orchestrator.backends.docker.finish import finish as finish_task
 from orchestrator.backends.local import box, cgroups
 from orchestrator.backends.local.backend import read_parts
 from orchestrator.backends.local.box import Ground
+from orchestrator.backends.local.root import forget_unfinished
 from orchestrator.backends.local.settings import LocalSettings
 from orchestrator.backends.local.spec import check_image, check_workdir
 from orchestrator.errors import Misconfigured, RepositoryError, StartFailed, TiltyardError
@@ -80,6 +81,7 @@ class LocalImages:
         for name in left:
             await box.end(self._ground, name)
         await remove_stale(self._workspaces, ())
+        await finish(None, forget_unfinished, self._settings.own_dir)
         return len(left)
 
     async def run_setup(

@@ -26,6 +26,7 @@ ETC = (
 )
 """What toolchains read there. Not passwd, hosts, resolv.conf (a box has its own), and none that people write secrets into: profile, environment,
 gitconfig, npmrc, pip.conf, maven, ssl/private, ssh, sudoers, shadow."""
+BUILDING = ".building-"
 MAX_FILE_BYTES = 4 * 1024 * 1024
 OWN_ETC = {
     "passwd": "root:x:0:0:root:/:/usr/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
@@ -92,7 +93,7 @@ def read_root(own_dir: Path, paths: Sequence[Path], masked: Sequence[str], folde
 def copy_etc(source: Path, target: Path) -> Path:
     """`target/<digest>`: what boxes see as /etc, written once, whoever races. Blocks. Raises OSError."""
     target.mkdir(parents=True, exist_ok=True, mode=0o755)
-    building = Path(tempfile.mkdtemp(dir=target, prefix=".building-"))
+    building = Path(tempfile.mkdtemp(dir=target, prefix=BUILDING))
     try:
         building.chmod(0o755)
         for path in public_files(source):
@@ -108,6 +109,12 @@ def copy_etc(source: Path, target: Path) -> Path:
         return finished
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def forget_unfinished(own_dir: Path) -> None:
+    """Remove copies that a killed process left half made; only for whoever holds the host's lock. Blocks."""
+    for folder in (own_dir / "etc").glob(f"{BUILDING}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def public_files(etc: Path) -> Iterator[Path]:

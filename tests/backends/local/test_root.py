@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.backends.local.root import OWN_ETC, check_shown, copy_etc, read_root
+from orchestrator.backends.local.root import OWN_ETC, check_shown, copy_etc, forget_unfinished, read_root
 from orchestrator.backends.local.spec import MASKED, MASKED_FOLDERS
 from orchestrator.errors import Misconfigured
 
@@ -40,6 +40,13 @@ def test_the_same_machine_gives_the_same_copy_and_leaves_no_other(etc: Path, tmp
     (etc / "ld.so.cache").write_text("changed")
     assert copy_etc(etc, tmp_path / "copies") != made
     assert len(list((tmp_path / "copies").iterdir())) == 2
+
+
+def test_a_copy_that_was_not_finished_is_forgotten(tmp_path: Path) -> None:
+    made = copy_etc(Path("/etc"), tmp_path / "etc")
+    (tmp_path / "etc" / ".building-x").mkdir()
+    forget_unfinished(tmp_path)
+    assert list((tmp_path / "etc").iterdir()) == [made]
 
 
 @pytest.mark.parametrize("path", ["/", "/home", "/root", "/etc/ssl", "/var/lib", "/run", "/proc/1", "relative"])
