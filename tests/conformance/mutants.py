@@ -2,17 +2,21 @@
 
 import asyncio
 import secrets
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 
 from orchestrator.backends.fake import FakeBackend
-from orchestrator.interfaces import Capacity, Lease, OwnedSandbox, Sandbox, SandboxSpec, Scope
+from orchestrator.errors import SandboxLost
+from orchestrator.interfaces import Capacity, Lease, OwnedSandbox, Sandbox, SandboxBackend, SandboxSpec, Scope
 from orchestrator.models import CallKey, Epoch, Network, OpId, PendingCall, RolloutKey, SandboxId
 from orchestrator.operations import (
     Delta,
     DeltaResult,
     Exec,
     ExecResult,
+    Failure,
+    FailureCode,
     Freeze,
     FreezeResult,
     Operation,
@@ -22,6 +26,7 @@ from orchestrator.operations import (
     Read,
     ReadResult,
     Write,
+    WriteResult,
 )
 
 
@@ -51,13 +56,13 @@ class MutantSandbox:
 
 
 class MutantBackend:
-    """A fake backend whose boxes are seen through `mutation`."""
+    """A backend, a fake one unless another is given, whose boxes are seen through `mutation`."""
 
     name = "mutant"
     scope = Scope.HOST
 
-    def __init__(self, mutation: type[MutantSandbox] = MutantSandbox) -> None:
-        self.inner = FakeBackend()
+    def __init__(self, mutation: type[MutantSandbox] = MutantSandbox, inner: SandboxBackend | None = None) -> None:
+        self.inner = inner or FakeBackend()
         self._mutation = mutation
 
     async def create(self, sandbox_id: SandboxId, spec: SandboxSpec, *, deadline: float) -> Sandbox:
@@ -179,6 +184,62 @@ class ShortSighted(MutantSandbox):
         if isinstance(op, Put) and not isinstance(result, PutResult):
             return PutResult(files=1, size_bytes=1)
         return result
+
+
+class ByName(MutantSandbox):
+    """Reads and writes files by name, through whatever links there are at that moment."""
+
+    async def run(
+        self, op: Operation, *, op_id: OpId, deadline: float, call: PendingCall | None = None
+    ) -> OperationResult:
+        if not isinstance(op, Read | Write):
+            return await self.inner.run(op, op_id=op_id, deadline=deadline, call=call)
+        words = ("sh", "-c", 'cat "$0"', op.path) if isinstance(op, Read) else ("sh", "-c", 'cat > "$0"', op.path)
+        stdin = b"" if isinstance(op, Read) else op.data
+        done = await self.inner.run(
+            Exec(argv=words, stdin=stdin, timeout_s=5), op_id=op_id, deadline=deadline, call=call
+        )
+        if not isinstance(done, ExecResult) or done.exit_code != 0:
+            return Failure(code=FailureCode.NOT_FOUND, message="no such file")
+        if isinstance(op, Write):
+            return WriteResult(size_bytes=len(op.data), created=False, sha256="")
+        return ReadResult(data=done.stdout.head, size_bytes=len(done.stdout.head), eof=True, sha256=None)
+
+
+class Folding(MutantSandbox):
+    """Takes names that look alike for the same."""
+
+    async def run(
+        self, op: Operation, *, op_id: OpId, deadline: float, call: PendingCall | None = None
+    ) -> OperationResult:
+        if isinstance(op, Read | Write):
+            op = replace(op, path=unicodedata.normalize("NFC", op.path).lower())
+        return await self.inner.run(op, op_id=op_id, deadline=deadline, call=call)
+
+
+class Credulous(MutantSandbox):
+    """Takes what a command prints for what the engine says."""
+
+    async def run(
+        self, op: Operation, *, op_id: OpId, deadline: float, call: PendingCall | None = None
+    ) -> OperationResult:
+        result = await self.inner.run(op, op_id=op_id, deadline=deadline, call=call)
+        if isinstance(result, ExecResult) and b"No such container" in result.stdout.head:
+            raise SandboxLost("the engine has no such container")
+        return result
+
+
+class Stuffed(MutantSandbox):
+    """Cannot say what changed once its disk has been full."""
+
+    _full = False
+
+    async def run(
+        self, op: Operation, *, op_id: OpId, deadline: float, call: PendingCall | None = None
+    ) -> OperationResult:
+        result = await self.inner.run(op, op_id=op_id, deadline=deadline, call=call)
+        self._full |= isinstance(result, Failure) and result.code is FailureCode.NO_SPACE
+        return DeltaResult(changes=(), truncated=True, files=0) if self._full and isinstance(op, Delta) else result
 
 
 class Immortal(MutantBackend):

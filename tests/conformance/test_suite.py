@@ -26,17 +26,23 @@ from orchestrator.conformance.named import suite_spec
 from orchestrator.conformance.rig import Rig
 from orchestrator.errors import Misconfigured
 from orchestrator.interfaces import SandboxBackend
+from tests.conformance.backends import docker
 from tests.conformance.mutants import (
+    ByName,
     Careless,
+    Credulous,
+    Folding,
     Forgetful,
     Immortal,
     Merciful,
     MutantBackend,
     Negligent,
     ShortSighted,
+    Stuffed,
     Thawed,
     Unfenced,
 )
+from tests.needs import needs
 
 pytestmark = pytest.mark.anyio
 
@@ -116,6 +122,11 @@ KILLS = ["the-child", "a-daemon"]
         (MutantBackend(Careless), ["paths/symlink-on-the-way-is-refused", "paths/dot-dot-is-refused"]),
         (MutantBackend(ShortSighted), ["delta/same-size-and-time-hide-nothing", "delta/what-git-ignores-is-told"]),
         (MutantBackend(ShortSighted), ["paths/put-of-a-link-is-refused", "paths/put-that-climbs-is-refused"]),
+        (MutantBackend(ShortSighted), ["archives/tricks-are-refused", "archives/a-torn-archive-is-refused"]),
+        (MutantBackend(Careless), ["hostile/a-character-at-the-cap-is-whole-or-cut"]),
+        (MutantBackend(Folding), ["hostile/names-that-look-alike-are-apart"]),
+        (MutantBackend(Credulous), ["hostile/words-of-an-engine-are-only-words"]),
+        (MutantBackend(Stuffed), ["hostile/a-full-box-can-still-be-graded"]),
         (Immortal(), ["life/destroyed-box-is-gone"]),
         (Negligent(), ["life/unknown-network-is-refused", "life/missed-deadline-is-a-failed-start"]),
     ],
@@ -126,9 +137,27 @@ async def test_broken_promise_is_seen(backend: MutantBackend, names: list[str]) 
         found = await results(backend, *names)
         sound = await results(MutantBackend(), *names)
     finally:
-        await backend.inner.world.aclose()
+        await _end(backend)
     assert {name: result.outcome for name, result in found.items()} == dict.fromkeys(names, Outcome.FAILED)
     assert {name: result.outcome for name, result in sound.items()} == dict.fromkeys(names, Outcome.PASSED)
+
+
+async def _end(backend: MutantBackend) -> None:
+    assert isinstance(backend.inner, FakeBackend)
+    await backend.inner.world.aclose()
+
+
+@needs("docker", "root")
+async def test_broken_promise_of_real_boxes_is_seen() -> None:
+    """What only a kernel can show: files reached by name lose races, and processes outlive a time-out that is only told."""
+    races = ["races/a-folder-swapped-for-a-link-leads-nowhere", "races/a-file-swapped-for-a-link-leads-nowhere"]
+    lives = ["time-out-kills-what-is-deaf-to-every-signal", "time-out-kills-what-is-never-the-same-process"]
+    async with docker() as inner:
+        by_name = await results(MutantBackend(ByName, inner), *races)
+        merciful = await results(MutantBackend(Merciful, inner), *(f"hostile/{name}" for name in lives))
+    for name, result in {**by_name, **merciful}.items():
+        assert result.outcome is Outcome.FAILED, name
+        assert "positive control" not in result.text, result.text
 
 
 async def test_negative_check_proves_nothing_without_its_control() -> None:
@@ -198,7 +227,7 @@ async def test_boxes_left_behind_fail_the_run() -> None:
         suite = Suite(backend, spec, {})
         await suite.run(BY_ID["exec/output-comes-back"])
         left_behind = await suite.aclose()
-    await backend.inner.world.aclose()
+    await _end(backend)
     assert len(left_behind) == 1
     assert Report(subject="x", results=[], left_behind=left_behind).exit_status == 1
 
