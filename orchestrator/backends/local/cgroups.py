@@ -123,8 +123,9 @@ class Cgroups:
                     raise SandboxError(f"processes of box {box} will not end: try again")
                 _kill_all(group)
                 time.sleep(0.002)
-            with suppress(OSError):  # other boxes are in it
+            with suppress(OSError):  # other boxes, or deployments, are in it
                 group.parent.rmdir()
+                group.parent.parent.rmdir()
 
     def names(self) -> set[SandboxId]:
         """Boxes that left a group."""
