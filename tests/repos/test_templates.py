@@ -232,8 +232,9 @@ async def test_a_cancelled_build_leaves_nothing_and_the_next_takes_over(origin: 
     cache = TemplateCache(tmp_path / "cache", setup=Slow(), images=FakeImages())
     task = make_task(origin.path, origin.middle, setup=("x",))
     first = asyncio.ensure_future(cache.template(task, deadline=soon()))
+    await began.wait()  # else the second might be the one that builds
     second = asyncio.ensure_future(cache.template(task, deadline=soon()))
-    await began.wait()
+    await asyncio.sleep(0.05)
     cancelled.set()
     first.cancel()
     assert (await second).image == "sha256:x"
