@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.backends.docker.spec import AGENT_CAPABILITIES
+from orchestrator.backends.boxes import AGENT_CAPABILITIES
 
 ENGINE_DEFAULT_CAPABILITIES = frozenset(
     {

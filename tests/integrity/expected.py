@@ -6,17 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.backends.docker.spec import (
-    AGENT_PATH,
-    DEFAULT_PATH,
-    FIXED_ENVIRONMENT,
-    HOME,
-    MASKED_PATHS,
-    MIB,
-    MIN_FILE_BYTES,
-    READONLY_PATHS,
-    pids_limit,
-)
+from orchestrator.backends.boxes import AGENT_PATH, DEFAULT_PATH, FIXED_ENVIRONMENT, HOME, MIB, MIN_FILE_BYTES
+from orchestrator.backends.docker.spec import MASKED_PATHS, READONLY_PATHS, pids_limit
 from tests.integrity import outside
 from tests.integrity.live import Live, parent
 from tests.integrity.outside import CGROUP_ROOT, NAMESPACES, Mount, Posture, Rights, unlike

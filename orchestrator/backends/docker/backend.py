@@ -14,17 +14,16 @@ from orchestrator.agent.binary import agent_binary
 from orchestrator.agent.client import AgentClient
 from orchestrator.agent.config import RUN_DIR, AgentConfig
 from orchestrator.agent.health import Kernel
+from orchestrator.backends.agent_binary import install_agent
+from orchestrator.backends.boxes import CONFIG_NAME, remove_workspace
 from orchestrator.backends.checks import Verdict
-from orchestrator.backends.docker.agent_binary import install_agent
 from orchestrator.backends.docker.egress.control import BOXES, Egress
 from orchestrator.backends.docker.ends import classify_end
 from orchestrator.backends.docker.engine import Engine
 from orchestrator.backends.docker.facts import ContainerState
-from orchestrator.backends.docker.finish import finish
 from orchestrator.backends.docker.runtimes import Kind, check_runtime, expected_kind, kernel_mismatch, look_up
 from orchestrator.backends.docker.settings import DockerSettings, engine_socket
 from orchestrator.backends.docker.spec import (
-    CONFIG_NAME,
     HOSTNAME,
     ROLE,
     Body,
@@ -37,6 +36,7 @@ from orchestrator.backends.docker.spec import (
     volume_name,
     volume_options,
 )
+from orchestrator.backends.finish import finish
 from orchestrator.backends.machine import three_quarters_of_memory_mib
 from orchestrator.backends.seccomp import profile
 from orchestrator.errors import (
@@ -58,9 +58,6 @@ log = logging.getLogger(__name__)
 
 MACHINE_KERNEL = Path("/proc/version")
 SOCKET_NAME = "agent.sock"
-WORKSPACE_TRIES = 10
-WORKSPACE_PAUSE_S = 0.2
-"""The kernel may hold a box's mounts for a moment after its last process died."""
 END_GRACE_S = 30.0
 """From an agent's last word to the engine's note of its end: milliseconds, but many seconds where a box of hundreds of processes dies of
 memory on a machine that is busy. Blame rests on it, so that it is long."""
@@ -336,18 +333,7 @@ class DockerBackend:
         await self._egress.leave(sandbox_id)
         for volume in await self._engine.volumes({**self._labels, "tiltyard.sandbox": sandbox_id}):
             await self._engine.remove_volume(volume)
-        await self._remove_workspace(sandbox_id)
-
-    async def _remove_workspace(self, sandbox_id: SandboxId) -> None:
-        for left in reversed(range(WORKSPACE_TRIES)):
-            try:
-                await self._workspaces.remove(sandbox_id)
-            except SandboxError:
-                if not left:
-                    raise
-                await asyncio.sleep(WORKSPACE_PAUSE_S)
-            else:
-                return
+        await remove_workspace(self._workspaces, sandbox_id)
 
     async def _abandon(self, sandbox_id: SandboxId) -> None:
         """Remove what a failed start left; what cannot be removed now is the sweeper's, who finds it by name."""

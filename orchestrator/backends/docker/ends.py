@@ -1,15 +1,8 @@
 """Whose doing a box's end was: the model's (its grade is the floor) or ours (never a reward)."""
 
+from orchestrator.backends.boxes import GO_CRASH, MEMORY_IS_FULL, SIGKILLED
 from orchestrator.backends.docker.facts import ContainerState
 from orchestrator.errors import SandboxDead, SandboxLost, SandboxOutOfMemory
-
-SIGKILLED = 128 + 9
-GO_CRASH = 2
-"""Exit status of a Go program whose runtime gave up: no memory, no thread. Commands that eat both can bring the agent there."""
-
-
-MEMORY_IS_FULL = 0.8
-"""Share of a box's memory that its commands hold for good; what is left no longer holds the programs that run, and the box thrashes."""
 
 
 def classify_end(

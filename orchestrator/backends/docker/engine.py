@@ -21,7 +21,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 from orchestrator.backends.docker import facts
 from orchestrator.backends.docker.facts import ContainerState, EngineFacts, ImageFacts, ListedContainer, tidy
-from orchestrator.backends.docker.finish import finish
+from orchestrator.backends.finish import finish
 from orchestrator.errors import EngineUnavailable, Misconfigured, StartFailed
 from orchestrator.models import JsonValue
 

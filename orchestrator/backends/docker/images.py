@@ -12,12 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self, TypeVar
 
+from orchestrator.backends.boxes import MIB
 from orchestrator.backends.docker import base_images
 from orchestrator.backends.docker.egress.control import SETUP, Egress
 from orchestrator.backends.docker.engine import Engine
-from orchestrator.backends.docker.finish import finish
 from orchestrator.backends.docker.settings import DockerSettings, engine_socket
-from orchestrator.backends.docker.spec import MASKED_PATHS, MIB, READONLY_PATHS, ROLE, Wire, network_mode, owner_labels
+from orchestrator.backends.docker.spec import MASKED_PATHS, READONLY_PATHS, ROLE, Wire, network_mode, owner_labels
+from orchestrator.backends.finish import finish
 from orchestrator.backends.seccomp import profile
 from orchestrator.errors import EngineUnavailable, Misconfigured, RepositoryError, StartFailed, TiltyardError
 from orchestrator.models import DEFAULT_WORKDIR, JsonValue, Network

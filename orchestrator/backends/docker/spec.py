@@ -1,11 +1,26 @@
 """What a box is in the Engine API's words: pure functions, from values to the body of `POST /containers/create`."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.agent.config import RUN_DIR, AgentConfig
+from orchestrator.backends.boxes import (
+    AGENT_CAPABILITIES,
+    AGENT_PATH,
+    AGENT_PIDS,
+    CONFIG_NAME,
+    CPU_LEAST_QUOTA_US,
+    HOME,
+    MIB,
+    MIN_FILE_BYTES,
+    MIN_MEMORY_MIB,
+    RESERVED_FOLDERS,
+    SANDBOX_NAME,
+    SHM_BYTES,
+    box_environment,
+    cpu_period_us,
+)
 from orchestrator.egress import names
 from orchestrator.errors import Misconfigured
 from orchestrator.interfaces import SandboxSpec
@@ -15,40 +30,11 @@ from orchestrator.repos.workspace import OverlayVolume, Workspace
 LABEL_PREFIX = "tiltyard."
 ROLE = "tiltyard.role"
 """box | setup | task-image. Containers inherit their image's labels, so that each kind says what it is."""
-AGENT_PATH = "/tiltyard-agent"
-CONFIG_NAME = "config.json"
-HOME = "/home/agent"
 HOSTNAME = "sandbox"
-MIB = 1024 * 1024
-SANDBOX_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
-"""What container names, folders and labels can all carry."""
-
-AGENT_CAPABILITIES = ("KILL", "SETGID", "SETUID")
-"""The agent steps down to the commands' uid and kills what runs as it; commands hold none of these."""
-AGENT_PIDS = 64
-"""Threads of the agent and its runtime, beyond what commands may have: they cannot starve it."""
 GVISOR_PIDS, GVISOR_PIDS_PER_PROCESS = 256, 8
 """gVisor's own threads and stub processes count in the machine's pids limit, and it ends when it can start none. Seen: 26 for an idle box, 2 more for
 each sleeping process, 4 more for each that starts others without end. What commands may start is bound by the process limit of their uid, which
 gVisor counts per box."""
-MIN_FILE_BYTES = 512 * MIB
-"""The file size limit is inherited by commands from the agent, whose journal (256 MiB) must fit below it."""
-SHM_BYTES = 64 * MIB
-MIN_MEMORY_MIB = 32
-CPU_PERIOD_US, LONG_CPU_PERIOD_US = 10_000, 100_000
-"""A box that takes its share on several cores at once holds them for a tenth of the engines' 100 ms, so that its neighbours wait less."""
-CPU_LEAST_QUOTA_US = 1_000
-"""The kernel's least."""
-FIXED_ENVIRONMENT = {
-    "HOME": HOME,
-    "USER": "agent",
-    "LOGNAME": "agent",
-    "LANG": "C.UTF-8",
-    "TERM": "dumb",
-    "PAGER": "cat",
-    "GIT_PAGER": "cat",
-}
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MASKED_PATHS = (
     "/proc/acpi",
     "/proc/asound",
@@ -137,16 +123,6 @@ def check_spec(sandbox_id: SandboxId, spec: SandboxSpec) -> None:
         raise Misconfigured(
             f"limits are too small to start anything: memory_mib >= {MIN_MEMORY_MIB}, cpus > 0, pids >= 1, open_files >= 64"
         )
-
-
-RESERVED_FOLDERS = frozenset(
-    {"", "/bin", "/dev", "/etc", "/home", HOME, "/lib", "/proc", "/run", RUN_DIR, "/sys", "/tmp", "/usr"}  # noqa: S108
-)
-
-
-def box_environment(image: Mapping[str, str]) -> dict[str, str]:
-    """The environment of commands: what the image declares, ours over it, nothing of this machine."""
-    return {"PATH": DEFAULT_PATH, **image, **FIXED_ENVIRONMENT}
 
 
 def agent_config(plan: BoxPlan) -> AgentConfig:
@@ -262,11 +238,6 @@ def _resources(plan: BoxPlan, shared: bool) -> dict[str, JsonValue]:
 def pids_limit(pids: int, own_kernel: bool) -> int:
     """Of the box's cgroup on this machine."""
     return GVISOR_PIDS + GVISOR_PIDS_PER_PROCESS * pids if own_kernel else pids + AGENT_PIDS
-
-
-def cpu_period_us(cpus: float) -> int:
-    """The short period wherever the share of it is one that the kernel takes."""
-    return CPU_PERIOD_US if cpus * CPU_PERIOD_US >= CPU_LEAST_QUOTA_US else LONG_CPU_PERIOD_US
 
 
 def _mounts(plan: BoxPlan) -> Sequence[dict[str, JsonValue]]:

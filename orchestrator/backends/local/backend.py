@@ -13,8 +13,9 @@ from typing import Self
 from anyio import CapacityLimiter
 
 from orchestrator.agent.binary import agent_binary
-from orchestrator.backends.docker.agent_binary import install_agent
-from orchestrator.backends.docker.finish import finish
+from orchestrator.backends.agent_binary import install_agent
+from orchestrator.backends.boxes import remove_workspace
+from orchestrator.backends.finish import finish
 from orchestrator.backends.local import box, callfilter, cgroups, notices, processes, root
 from orchestrator.backends.local.box import Ground, Line, Parts
 from orchestrator.backends.local.settings import LocalSettings
@@ -22,7 +23,6 @@ from orchestrator.backends.local.spec import MASKED, MASKED_FOLDERS, check_spec,
 from orchestrator.backends.machine import three_quarters_of_memory_mib
 from orchestrator.errors import (
     Misconfigured,
-    SandboxError,
     SandboxLost,
     SandboxOverDisk,
     StartFailed,
@@ -38,9 +38,6 @@ from orchestrator.repos.workspace import Workspaces
 log = logging.getLogger(__name__)
 
 PROGRAMS = ("bwrap", "setsid", "prlimit", "unshare", "sh")
-WORKSPACE_TRIES = 10
-WORKSPACE_PAUSE_S = 0.2
-"""The kernel may hold a box's mounts for a moment after its last process died."""
 
 
 class LocalBackend:
@@ -178,15 +175,7 @@ class LocalBackend:
     async def _remove(self, sandbox_id: SandboxId) -> None:
         """Processes, cgroups, then the workspace: each is held by the one before it."""
         await box.end(self._ground, sandbox_id)
-        for left in reversed(range(WORKSPACE_TRIES)):
-            try:
-                await self._workspaces.remove(sandbox_id)
-            except SandboxError:
-                if not left:
-                    raise
-                await asyncio.sleep(WORKSPACE_PAUSE_S)
-            else:
-                return
+        await remove_workspace(self._workspaces, sandbox_id)
 
     async def _abandon(self, sandbox_id: SandboxId) -> None:
         """Remove what a failed start left; what cannot be removed now is the sweeper's, who finds it by name."""

@@ -12,7 +12,7 @@ from typing import Protocol
 from anyio import CapacityLimiter
 
 from orchestrator.agent.client import AgentClient
-from orchestrator.backends.docker.spec import CONFIG_NAME
+from orchestrator.backends.boxes import CONFIG_NAME
 from orchestrator.backends.local import processes
 from orchestrator.backends.local.cgroups import Cgroups
 from orchestrator.backends.local.ends import classify_end

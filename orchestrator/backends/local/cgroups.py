@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from orchestrator.backends.docker.spec import AGENT_PIDS, CPU_LEAST_QUOTA_US, MIB, cpu_period_us
+from orchestrator.backends.boxes import AGENT_PIDS, CPU_LEAST_QUOTA_US, MIB, cpu_period_us
 from orchestrator.backends.local.spec import CgroupFiles
 from orchestrator.errors import SandboxError
 from orchestrator.models import Limits, SandboxId

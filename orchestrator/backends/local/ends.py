@@ -1,6 +1,6 @@
 """Whose doing a box's end was: the model's (its grade is the floor) or ours (never a reward)."""
 
-from orchestrator.backends.docker.ends import GO_CRASH, MEMORY_IS_FULL, SIGKILLED
+from orchestrator.backends.boxes import GO_CRASH, MEMORY_IS_FULL, SIGKILLED
 from orchestrator.errors import SandboxDead, SandboxLost, SandboxOutOfMemory
 
 

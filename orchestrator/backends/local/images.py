@@ -13,7 +13,7 @@ from typing import BinaryIO, TypeVar
 from anyio import CapacityLimiter
 
 from orchestrator.agent.client import AgentClient
-from orchestrator.backends.docker.finish import finish as finish_task
+from orchestrator.backends.finish import finish as finish_task
 from orchestrator.backends.local import box, cgroups
 from orchestrator.backends.local.backend import read_parts
 from orchestrator.backends.local.box import Ground

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from orchestrator.agent.config import RUN_DIR, AgentConfig
-from orchestrator.backends.docker.spec import (
+from orchestrator.backends.boxes import (
     AGENT_CAPABILITIES,
     AGENT_PATH,
     AGENT_PIDS,

@@ -7,13 +7,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.backends.docker.spec import (
-    LABEL_PREFIX,
-    box_environment,
-    check_spec,
-    container_spec,
-    volume_options,
-)
+from orchestrator.backends.boxes import box_environment
+from orchestrator.backends.docker.spec import LABEL_PREFIX, check_spec, container_spec, volume_options
 from orchestrator.errors import Misconfigured
 from orchestrator.interfaces import SandboxSpec
 from orchestrator.models import Limits, Network, SandboxId

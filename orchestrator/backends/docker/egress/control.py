@@ -14,9 +14,9 @@ from orchestrator.backends.docker.egress import namespaces, notes, plans
 from orchestrator.backends.docker.egress.plans import ProxyPlan
 from orchestrator.backends.docker.engine import Engine
 from orchestrator.backends.docker.facts import ContainerState, ListedContainer
-from orchestrator.backends.docker.finish import finish
 from orchestrator.backends.docker.settings import DockerSettings
 from orchestrator.backends.docker.spec import ROLE, Wire, container_name, owner_labels
+from orchestrator.backends.finish import finish
 from orchestrator.backends.seccomp import profile
 from orchestrator.egress import attempts, names
 from orchestrator.errors import EngineUnavailable, Misconfigured, SandboxLost, StartFailed, TiltyardError

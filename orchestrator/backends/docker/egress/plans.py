@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from orchestrator.backends.docker.spec import MASKED_PATHS, MIB, READONLY_PATHS
+from orchestrator.backends.boxes import MIB
+from orchestrator.backends.docker.spec import MASKED_PATHS, READONLY_PATHS
 from orchestrator.egress.addresses import REFUSED_IPV4
 from orchestrator.egress.names import WILDCARD
 from orchestrator.models import JsonValue, Network, canonical_json

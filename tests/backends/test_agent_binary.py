@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.backends.docker.agent_binary import install_agent
+from orchestrator.backends.agent_binary import install_agent
 from orchestrator.errors import Misconfigured
 
 

@@ -5,7 +5,7 @@ import asyncio
 import anyio
 import pytest
 
-from orchestrator.backends.docker.finish import finish
+from orchestrator.backends.finish import finish
 
 pytestmark = pytest.mark.anyio
 
