@@ -34,6 +34,8 @@ class PlainWorkspaces:
         self._limiter = CapacityLimiter(PARALLEL)
         self._looking = CapacityLimiter(1)
         self._locks = NamedLocks()
+        self._overfull: set[SandboxId] = set()
+        """What looks of this process found: a full disk may have no room for the mark."""
 
     async def prepare(
         self, sandbox_id: SandboxId, template: Template | None, limits: Limits, *, expires_at: float | None = None
@@ -57,6 +59,7 @@ class PlainWorkspaces:
         box = folders.box_folder(self._boxes, sandbox_id)
         async with self._locks[sandbox_id]:
             await finish(self._limiter, self._remove, box)
+            self._overfull.discard(sandbox_id)
 
     async def owned(self) -> Sequence[SandboxId]:
         def listed() -> list[SandboxId]:
@@ -73,16 +76,30 @@ class PlainWorkspaces:
 
     async def overfull(self) -> Sequence[SandboxId]:
         """See `orchestrator.repos.watch.Watched`. One look at a time, beside everything else that is done here."""
-        return await finish(self._looking, self._overfull)
+        return await finish(self._looking, self._look)
 
     async def was_overfull(self, sandbox_id: SandboxId) -> bool:
         """Whether a look, of this process or an earlier one, found the box beyond its limits."""
         box = folders.box_folder(self._boxes, sandbox_id)
-        return await finish(self._limiter, box.overfull.exists)
+        return sandbox_id in self._overfull or await finish(self._limiter, box.overfull.exists)
 
-    def _overfull(self) -> Sequence[SandboxId]:
+    def _look(self) -> Sequence[SandboxId]:
         names = sorted(os.listdir(self._boxes)) if self._boxes.is_dir() else []
-        return [SandboxId(name) for name in names if _outgrown(BoxFolder(self._boxes / name))]
+        self._overfull.intersection_update(names)
+        return [SandboxId(name) for name in names if self._outgrown(BoxFolder(self._boxes / name))]
+
+    def _outgrown(self, box: BoxFolder) -> bool:
+        """The mark stays until the box is removed: who asks why it ended must hear it."""
+        name = SandboxId(box.root.name)
+        if name in self._overfull or box.overfull.exists():
+            return True
+        record = folders.read_record(box.root)
+        if record is None or record.space is None or held(box.writable, record.space).within(record.space):
+            return False
+        self._overfull.add(name)
+        with suppress(OSError):
+            box.overfull.touch()
+        return True
 
     def _prepare(self, box: BoxFolder, template: Template | None, limits: Limits, expires_at: float | None) -> None:
         self._boxes.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -102,18 +119,6 @@ class PlainWorkspaces:
             raise SandboxError(
                 f"files of box {box.root.name} belong to another user ({error.strerror}): remove its container and volume first"
             ) from error
-
-
-def _outgrown(box: BoxFolder) -> bool:
-    """The mark stays until the box is removed: who asks why it ended must hear it."""
-    if box.overfull.exists():
-        return True
-    record = folders.read_record(box.root)
-    if record is None or record.space is None or held(box.writable, record.space).within(record.space):
-        return False
-    with suppress(FileNotFoundError):  # it is being removed
-        box.overfull.touch()
-    return box.overfull.exists()
 
 
 def _described(sandbox_id: SandboxId, box: BoxFolder, template: Template | None) -> Workspace:

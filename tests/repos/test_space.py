@@ -120,3 +120,44 @@ async def test_a_box_over_its_limit_is_marked_and_ended_once_and_its_neighbour_n
     finally:
         watching.cancel()
         await asyncio.wait({watching})
+
+
+async def test_a_look_that_fails_ends_no_watch(tmp_path: Path) -> None:
+    """A disk that has no room for one more name, say: the box that took it must be ended all the same."""
+
+    class Failing:
+        looks = 0
+
+        async def overfull(self) -> list[SandboxId]:
+            self.looks += 1
+            if self.looks == 1:
+                raise OSError(28, "No space left on device")
+            return [SandboxId("full")]
+
+    ended = asyncio.Event()
+
+    async def end(sandbox_id: SandboxId) -> None:
+        ended.set()
+
+    watching = asyncio.create_task(watch_space(Failing(), end, period_s=0.01))
+    try:
+        async with asyncio.timeout(20):
+            await ended.wait()
+    finally:
+        watching.cancel()
+        await asyncio.wait({watching})
+
+
+async def test_one_box_that_cannot_be_looked_at_hides_no_other(tmp_path: Path) -> None:
+    """The first one's mark cannot be written: it is over its limit all the same, by the word of this process."""
+    workspaces = PlainWorkspaces(tmp_path, "dep")
+    for name in ("a", "b"):
+        await workspaces.prepare(SandboxId(name), None, Limits(disk_mib=1, inodes=100))
+        (tmp_path / f"dep/boxes/{name}/disk/tmp/big").write_bytes(b"x" * 2 * MIB)
+    (tmp_path / "dep/boxes/a/overfull").symlink_to("/proc/none/such")
+    assert await workspaces.overfull() == ["a", "b"]
+    assert await workspaces.was_overfull(SandboxId("a"))
+    assert await workspaces.was_overfull(SandboxId("b"))
+    await workspaces.remove(SandboxId("a"))
+    await workspaces.prepare(SandboxId("a"), None, Limits(disk_mib=1, inodes=100))
+    assert not await workspaces.was_overfull(SandboxId("a"))
