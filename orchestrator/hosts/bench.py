@@ -12,7 +12,7 @@ from orchestrator.hosts.calls import span_s
 from orchestrator.hosts.opening import create, first_lease
 from orchestrator.hosts.parts import Parts, new_sandbox_id, promised_disk_mib, spec_for
 from orchestrator.hosts.reserve import Reserve
-from orchestrator.interfaces import GraderBox, Sandbox
+from orchestrator.interfaces import GraderBox, Sandbox, Template
 from orchestrator.models import CallKey, Epoch, Evidence, FileChange, OpId, PendingCall, RolloutKey, Task, TraceId
 from orchestrator.operations import Delta, Freeze, Get, Operation, OperationResult, Put
 
@@ -35,11 +35,14 @@ class HostBench:
         *,
         task: Task,
         evidence: Evidence,
+        template: Template | None,
         slot: TicketId | None,
         removal: asyncio.Task[None] | None,
     ) -> None:
+        """`template`: what the rollout's box lay over; None where it never had one."""
         self._parts = parts
         self._reserve = reserve
+        self._template = template
         self._task = task
         self._evidence = evidence
         self.slot = slot
@@ -92,9 +95,14 @@ class HostBench:
         finally:
             self._reserve.spent(warm)
 
+    async def _pristine(self) -> Template:
+        if self._template is None:
+            self._template = await self._parts.template(self._task)
+        return self._template
+
     async def _warm(self) -> Sandbox | None:
         """A warm box, leased; None when there is none, or when it did not survive its waiting."""
-        sandbox = self._reserve.claim(self._task)
+        sandbox = self._reserve.claim(self._task, await self._pristine())
         if sandbox is None:
             return None
         leased = False
@@ -129,7 +137,7 @@ class HostBench:
     @asynccontextmanager
     async def _cold(self, slot: TicketId) -> AsyncIterator[Sandbox]:
         """A new box in `slot`, once the box before it is gone."""
-        template = await self._parts.template(self._task)
+        template = await self._pristine()
         if self.removal is not None and not self.removal.done():
             await asyncio.wait({self.removal})
         start = self._ticket(inherits=slot)

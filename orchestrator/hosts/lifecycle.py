@@ -343,16 +343,16 @@ class Lifecycle:
             self.post(rollout, Barred(), error)
 
     async def _reward(self, rollout: Rollout, evidence: Evidence) -> Reward:
+        template = await template_of(self.parts, rollout) if rollout.binding.template else rollout.template
         bench = HostBench(
             self.parts,
             self.reserve,
             task=rollout.task,
             evidence=evidence,
+            template=template,
             slot=rollout.ticket,
             removal=rollout.removal,
         )
-        if rollout.binding.template:
-            await template_of(self.parts, rollout)
         falls = self.parts.disk_falls.count
         try:
             grader = self.parts.graders(rollout.task.grader)

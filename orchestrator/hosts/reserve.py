@@ -13,7 +13,7 @@ from orchestrator.hosts.admission import Kind, Ticket, TicketId
 from orchestrator.hosts.opening import create
 from orchestrator.hosts.parts import Parts, new_sandbox_id, promised_disk_mib, spec_for
 from orchestrator.hosts.supervised import OwnedTasks
-from orchestrator.interfaces import Sandbox
+from orchestrator.interfaces import Sandbox, Template
 from orchestrator.models import JobId, Limits, Network, SandboxId, Task
 
 log = structlog.get_logger(__name__)
@@ -54,6 +54,7 @@ class _Warm:
     sandbox: Sandbox
     ticket: TicketId
     task: Task
+    template: Template
 
 
 class Reserve:
@@ -86,14 +87,19 @@ class Reserve:
             self._making[sandbox_id] = shape
             self._tasks.start(self._make(sandbox_id, shape, task), name=f"reserve {sandbox_id}")
 
-    def claim(self, task: Task) -> Sandbox | None:
-        """A warm box over the task's tree, not leased yet. Give it to `spent` afterwards."""
-        boxes = self._warm.get(shape_of(task))
-        if not boxes:
-            return None
-        held = boxes.pop(0)
-        self._claimed[held.sandbox.id] = held
-        return held.sandbox
+    def claim(self, task: Task, template: Template) -> Sandbox | None:
+        """A warm box over `template`, not leased yet. Give it to `spent` afterwards.
+
+        What an image's tag or this machine's programs meant when a box was made may not be what they mean now: such a box goes.
+        """
+        boxes = self._warm.get(shape_of(task), [])
+        while boxes:
+            held = boxes.pop(0)
+            if (held.template.key, held.template.image) == (template.key, template.image):
+                self._claimed[held.sandbox.id] = held
+                return held.sandbox
+            self._end(held)
+        return None
 
     def spent(self, sandbox: Sandbox) -> None:
         """Remove a claimed box, and have another one made while its kind is wanted."""
@@ -140,7 +146,9 @@ class Reserve:
             template = await self._parts.template(task)
             await self._parts.gate.enter(ticket)
             sandbox = await create(self._parts, sandbox_id, spec_for(task, template, rollout=None, grader=True))
-            self._warm.setdefault(shape, []).append(_Warm(sandbox=sandbox, ticket=ticket.id, task=task))
+            self._warm.setdefault(shape, []).append(
+                _Warm(sandbox=sandbox, ticket=ticket.id, task=task, template=template)
+            )
             made = True
         except TiltyardError as error:  # the grade makes its own box then
             log.warning("reserve_failed", task=task.id, reason=error.reason, error=error.message)
