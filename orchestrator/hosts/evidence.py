@@ -100,9 +100,13 @@ async def _box_evidence(parts: Parts, rollout: Rollout) -> tuple[BoxEnd, Taken]:
 
 
 async def _cut(parts: Parts, rollout: Rollout) -> tuple[Finding, ...]:
-    """The box's network is gone from here on; what it tried. Raises SandboxLost, EngineUnavailable."""
+    """The box's network is gone from here on; what it tried. Raises SandboxLost, EngineUnavailable.
+
+    An adopted box is asked in any case: its task may have had another network when it was made.
+    """
     sandbox_id = rollout.binding.sandbox
-    if sandbox_id is None or not rollout.task.network.allow or not isinstance(parts.backend, EgressControl):
+    connected = bool(rollout.task.network.allow) or rollout.adopted is not None
+    if sandbox_id is None or not connected or not isinstance(parts.backend, EgressControl):
         return ()
     return attempts.findings(await parts.backend.cut(sandbox_id))
 

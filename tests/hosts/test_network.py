@@ -79,6 +79,18 @@ async def test_a_task_without_a_network_is_not_asked_for_attempts(world: World) 
     assert await told(world) == (BoxEnd.ALIVE, ())
 
 
+async def test_a_box_keeps_being_cut_off_when_its_task_lost_the_network_meanwhile(world: World) -> None:
+    """The task of today says nothing of what the box was made with."""
+    task, backend = connected_task(world), Connected(world.machine)
+    async with world.host(backend) as host:
+        await host.call(a_call("true"), task, timeout_s=10)
+    without = world.task(replace(task, network=Network()))
+    async with world.host(backend) as host:
+        await host.grade(a_grade(), without, timeout_s=10)
+    assert len(backend.cuts) == 1
+    assert await told(world) == (BoxEnd.ALIVE, TOLD)
+
+
 async def test_a_box_that_died_by_the_models_doing_tells_its_attempts_too(world: World) -> None:
     task = connected_task(world)
     backend = Connected(world.machine, DiesLater(after_operations=1, dead=True))
