@@ -23,6 +23,9 @@ AGENT_PIDS = 64
 MIN_FILE_BYTES = 512 * MIB
 """The file size limit is inherited by commands from the agent, whose journal (256 MiB) must fit below it."""
 SHM_BYTES = 64 * MIB
+SOCKET_MEMORY_SHARE = 4
+"""What lies in TCP and UDP sockets is held to this part of a box's memory, beside it, where control groups are of version 1: they do not count it as
+memory, and the kernel's own bound is one for the whole machine. Version 2 counts it as memory."""
 MIN_MEMORY_MIB = 32
 CPU_PERIOD_US, LONG_CPU_PERIOD_US = 10_000, 100_000
 """A box that takes its share on several cores at once holds them for a tenth of the engines' 100 ms, so that its neighbours wait less."""

@@ -15,8 +15,9 @@ from orchestrator.agent.client import AgentClient
 from orchestrator.agent.config import RUN_DIR, AgentConfig
 from orchestrator.agent.health import Kernel
 from orchestrator.backends.agent_binary import install_agent
-from orchestrator.backends.boxes import CONFIG_NAME, remove_workspace
+from orchestrator.backends.boxes import CONFIG_NAME, MIB, SOCKET_MEMORY_SHARE, remove_workspace
 from orchestrator.backends.checks import Verdict
+from orchestrator.backends.docker import socket_memory
 from orchestrator.backends.docker.egress.control import BOXES, Egress
 from orchestrator.backends.docker.ends import classify_end
 from orchestrator.backends.docker.engine import Engine
@@ -262,6 +263,8 @@ class DockerBackend:
                 if state is None or not state.running:
                     raise StartFailed(f"the box ended at its start, with status {state.exit_code if state else '?'}")
             self._verify(plan, (await answering).kernel, state)
+            if state is not None and not plan.own_kernel:
+                await _limit_sockets(plan, state)
         except BaseException:
             answering.cancel()
             await asyncio.wait({answering})
@@ -356,3 +359,12 @@ class DockerBackend:
 
 def _write_config(agent_dir: Path, config: AgentConfig) -> None:
     (agent_dir / CONFIG_NAME).write_bytes(config.to_json())
+
+
+async def _limit_sockets(plan: BoxPlan, state: ContainerState) -> None:
+    """Where it cannot be done the box holds by its other limits, and the log says so."""
+    limit_bytes = plan.spec.limits.memory_mib * MIB // SOCKET_MEMORY_SHARE
+    try:
+        await asyncio.to_thread(socket_memory.limit, state.pid, limit_bytes)
+    except OSError as error:
+        log.warning("what lies in the sockets of box %s is not limited: %s", plan.sandbox_id, error.strerror)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from orchestrator.backends.boxes import AGENT_PIDS, CPU_LEAST_QUOTA_US, MIB, cpu_period_us
+from orchestrator.backends.boxes import AGENT_PIDS, CPU_LEAST_QUOTA_US, MIB, SOCKET_MEMORY_SHARE, cpu_period_us
 from orchestrator.backends.local.spec import CgroupFiles
 from orchestrator.errors import SandboxError
 from orchestrator.models import Limits, SandboxId
@@ -194,7 +194,11 @@ def v1_values(controller: str, limits: Limits) -> list[tuple[str, str, bool]]:
     memory = str(limits.memory_mib * MIB)
     period = cpu_period_us(limits.cpus)
     return {
-        "memory": [("memory.limit_in_bytes", memory, True), ("memory.memsw.limit_in_bytes", memory, False)],
+        "memory": [
+            ("memory.limit_in_bytes", memory, True),
+            ("memory.memsw.limit_in_bytes", memory, False),
+            ("memory.kmem.tcp.limit_in_bytes", str(limits.memory_mib * MIB // SOCKET_MEMORY_SHARE), False),
+        ],
         "pids": [("pids.max", str(limits.pids + AGENT_PIDS), True)],
         "cpu": [("cpu.cfs_period_us", str(period), True), ("cpu.cfs_quota_us", str(_quota_us(limits.cpus)), True)],
     }[controller]

@@ -109,6 +109,48 @@ async def test_C11_held_memory_is_told_apart_from_page_cache(opened: Open, engin
     assert await engine.memory_share(container) > 0.6
 
 
+FILL_SOCKETS = """
+import socket
+held, parked = [], {}
+for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+    parked[kind] = 0
+    for _ in range(60):
+        there, here = socket.socket(socket.AF_INET, kind), socket.socket(socket.AF_INET, kind)
+        for each in (there, here):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24)
+        there.bind(("127.0.0.1", 0))
+        if kind is socket.SOCK_STREAM:
+            there.listen()
+        here.connect(there.getsockname())
+        held += [here, there.accept()[0] if kind is socket.SOCK_STREAM else there]
+        here.setblocking(False)
+        held[-1].setblocking(False)
+        try:
+            for _ in range(256):
+                here.send(b"x" * 32768)
+        except OSError:
+            pass
+for each in held:
+    kind = each.type
+    try:
+        while data := each.recv(1 << 16):
+            parked[kind] += len(data)
+    except OSError:
+        pass
+print(*(size >> 20 for size in parked.values()))
+"""
+"""MiB that could be left lying in TCP and in UDP sockets at once."""
+
+
+async def test_C11_what_lies_in_sockets_is_limited(opened: Open) -> None:
+    box = await opened(memory_mib=128)
+    await box.text(f"cat >fill.py <<'EOF'\n{FILL_SOCKETS}\nEOF")
+    streams, packets = map(int, (await box.text("python3 fill.py")).split())
+    assert 1 <= streams <= 64
+    assert packets <= 64
+
+
 async def test_C33_a_paused_box_can_be_destroyed(backend: DockerBackend, opened: Open) -> None:
     box = await opened()
     process = await asyncio.create_subprocess_exec(

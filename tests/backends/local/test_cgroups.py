@@ -42,7 +42,7 @@ def test_a_hybrid_machine_has_both_and_what_is_missing_is_named() -> None:
 
 def test_limits_are_written_in_an_order_that_the_kernel_takes() -> None:
     assert [name for name, _, _ in v1_values("memory", LIMITS)] == [
-        *("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"),
+        *("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.kmem.tcp.limit_in_bytes"),
     ]
     assert v1_values("pids", LIMITS) == [("pids.max", "96", True)]
     assert v2_values("memory", LIMITS)[0] == ("memory.max", str(64 * 2**20), True)
