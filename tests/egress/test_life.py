@@ -13,7 +13,7 @@ from orchestrator.backends.docker.engine import Engine
 from orchestrator.backends.docker.images import DockerImages
 from orchestrator.backends.docker.settings import DockerSettings
 from orchestrator.egress.names import network
-from orchestrator.errors import Misconfigured, RepositoryError, SandboxLost
+from orchestrator.errors import Misconfigured, RepositoryError, SandboxLost, StartFailed
 from orchestrator.interfaces import EgressControl, SandboxSpec
 from orchestrator.models import Limits, Network, NetworkAttempt, SandboxId
 from orchestrator.repos.workspace import make_workspaces
@@ -198,6 +198,29 @@ async def test_a_proxy_that_a_killed_process_left_alone_is_ended_by_tidying(
     assert await proxies(engine, settings)
     await backend.tidy()
     assert await proxies(engine, settings) == []
+
+
+async def test_a_wire_that_cannot_be_made_leaves_no_proxy_and_takes_no_address(
+    backend: DockerBackend, opened: Open, engine: Engine, settings: DockerSettings
+) -> None:
+    """Somebody else's container has the name that the box's wire would have."""
+    taken = SandboxId("taken")
+    await asyncio.to_thread(docker, "create", "--name", f"tiltyard-{taken}-net", PYTHON, "true")
+    spec = SandboxSpec(image=PYTHON, template=None, limits=Limits(), network=LISTED)
+    notes = settings.state_dir / "egress"
+    try:
+        with pytest.raises(StartFailed, match="already in use"):
+            await backend.create(taken, spec, deadline=time.monotonic() + 90)
+        assert await proxies(engine, settings) == []
+        assert list(notes.glob("*")) == []
+        box = await opened()
+        before = sorted(notes.glob("*/notes/*"))
+        with pytest.raises(StartFailed, match="already in use"):
+            await backend.create(taken, spec, deadline=time.monotonic() + 90)
+        assert sorted(notes.glob("*/notes/*")) == before
+        assert await works(box)
+    finally:
+        await asyncio.to_thread(docker, "rm", "--force", f"tiltyard-{taken}-net")
 
 
 async def test_boxes_that_come_at_once_share_a_proxy_and_have_addresses_of_their_own(

@@ -79,9 +79,11 @@ class Egress:
         await self.check()
         try:
             return await self._join(owner, network, hostname, labels)
+        except OSError as error:
+            await finish(self._abandon(owner))
+            raise StartFailed(f"the network's files could not be written: {error.strerror}") from error
         except BaseException:
-            with suppress(TiltyardError):
-                await finish(self.leave(owner))
+            await finish(self._abandon(owner))
             raise
 
     async def cut(self, owner: str) -> Sequence[NetworkAttempt]:
@@ -111,6 +113,12 @@ class Egress:
             await asyncio.to_thread(notes.forget, self._folder / key, number)
             await self._end_unused()
 
+    async def _abandon(self, owner: str) -> None:
+        """What a failed `join` made, the proxy included; what cannot be removed now is the sweeper's."""
+        with suppress(TiltyardError):
+            await self.leave(owner)
+            await self.sweep()
+
     async def wires(self) -> Sequence[ListedContainer]:
         """The holders; each names its box in `BOX_LABEL`."""
         return await self._engine.containers({**self._labels, ROLE: WIRE})
@@ -124,12 +132,16 @@ class Egress:
         image = await self._image()
         async with self._changing:
             plan, proxy = await self._proxy(network, image)
-            number = await asyncio.to_thread(notes.next_number, self._folder / plan.key)
+            folder = self._folder / plan.key
+            number = await asyncio.to_thread(notes.next_number, folder)
             wired = {PROXY_LABEL: plan.key, CONTAINER_LABEL: proxy, NUMBER_LABEL: str(number)}
             own = {**labels, **self._labels, ROLE: WIRE, BOX_LABEL: owner, **wired}
-            holder = await self._engine.create(
-                wire_name(owner), plans.holder_spec(image, await self._filter(), own, hostname)
-            )
+            spec = plans.holder_spec(image, await self._filter(), own, hostname)
+            try:
+                holder = await self._engine.create(wire_name(owner), spec)
+            except BaseException:  # else `leave` gives the number back, which finds it at the holder
+                await asyncio.to_thread(notes.forget, folder, number)
+                raise
         await self._engine.start(holder)
         box, gate = await self._namespace(holder), await self._namespace(proxy)
         await namespaces.connect(box, plans.WIRE, gate, plans.proxy_end(number))
