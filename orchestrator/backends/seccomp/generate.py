@@ -168,7 +168,8 @@ def _sockets(facts: Upstream) -> Iterator[Entry]:
     for family, highest in rules.FAMILIES.items():
         yield _entry(["socket"], rule, _equal(0, family), Argument(index=2, value=highest, op="SCMP_CMP_LE"))
     netlink, route = _equal(0, rules.AF_NETLINK), _equal(2, rules.NETLINK_ROUTE)
-    yield _entry(["socket"], rule, netlink, route)
+    # Programs that list interfaces take this word for "there are none to be told of".
+    yield _entry(["socket"], rule, netlink, route, action="SCMP_ACT_ERRNO", errnoRet=rules.ENOSYS)
     other = Argument(index=2, value=rules.NETLINK_ROUTE, op="SCMP_CMP_NE")
     # useradd and its like go on without audit when they hear this word.
     yield _entry(["socket"], rule, netlink, other, action="SCMP_ACT_ERRNO", errnoRet=rules.EPROTONOSUPPORT)

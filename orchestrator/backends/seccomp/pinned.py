@@ -53,6 +53,12 @@ class Profile(_Part):
     syscalls: tuple[Entry, ...] = Field(min_length=1)
 
 
+_ROUTES = (
+    Argument(index=0, value=rules.AF_NETLINK, op="SCMP_CMP_EQ"),
+    Argument(index=2, value=rules.NETLINK_ROUTE, op="SCMP_CMP_EQ"),
+)
+
+
 def pinned() -> Traversable:
     """Where the filter that comes with this version lies."""
     return resources.files("orchestrator.backends.seccomp") / PINNED
@@ -77,6 +83,15 @@ def profile(path: Path | None = None) -> str:
     return found.model_dump_json(
         exclude_none=True, exclude_defaults=True, exclude={"syscalls": {"__all__": {"comment"}}}
     )
+
+
+def with_routes(text: str) -> str:
+    """The filter of `profile` for programs of ours that must see their network's interfaces: no box's."""
+    found = Profile.model_validate_json(text)
+    entries = [entry for entry in found.syscalls if entry.args != _ROUTES]
+    entries.append(Entry(names=("socket",), action="SCMP_ACT_ALLOW", args=_ROUTES))
+    changed = found.model_copy(update={"syscalls": tuple(entries)})
+    return changed.model_dump_json(exclude_none=True, exclude_defaults=True)
 
 
 def too_much(found: Profile) -> list[str]:

@@ -280,7 +280,7 @@ def gather():
         "int80": int80(),
         "x32": call(0x40000000 | 39),
         "families": {name: make_socket(*arguments) for name, arguments in FAMILIES.items()},
-        "interfaces": [name for _, name in socket.if_nameindex()],
+        "interfaces": interfaces(),
         "peers": {host: connect(host, port) for host, port in PEERS},
         "names": resolve(),
         "loopback": loopback(),
@@ -290,6 +290,11 @@ def gather():
         "mknod": reason(lambda: os.mknod("/tmp/probe-null", 0o600 | stat.S_IFCHR, os.makedev(1, 3))),
         "chown": reason(lambda: chown_a_file()),
     }
+
+
+def interfaces():
+    with open("/proc/net/dev") as lines:
+        return [line.split(":")[0].strip() for line in lines if ":" in line]
 
 
 def chown_a_file():

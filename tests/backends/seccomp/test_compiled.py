@@ -76,7 +76,7 @@ SOCKETS = {
     "unix": ((1, 1, 0), ALLOW),
     "tcp": ((2, 1, 0), ALLOW),
     "udp over IPv6": ((10, 2, 17), ALLOW),
-    "netlink route": ((16, 3, 0), ALLOW),
+    "netlink route": ((16, 3, 0), refused(errno.ENOSYS)),
     "netlink audit": ((16, 3, 9), refused(errno.EPROTONOSUPPORT)),
     "netlink crypto": ((16, 3, 21), refused(errno.EPROTONOSUPPORT)),
     "sctp": ((2, 1, 132), refused()),

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.backends.docker.backend import DockerBackend
 from orchestrator.backends.docker.settings import DockerSettings
-from orchestrator.backends.seccomp import profile
+from orchestrator.backends.seccomp import profile, with_routes
 from orchestrator.backends.seccomp.pinned import pinned
 from orchestrator.errors import Misconfigured
 from orchestrator.repos.workspace import make_workspaces
@@ -85,3 +85,13 @@ async def test_a_backend_does_not_start_under_a_missing_filter(tmp_path: Path) -
     with pytest.raises(Misconfigured, match="cannot be read"):
         async with DockerBackend(settings, make_workspaces(tmp_path, settings.deployment)):
             pass
+
+
+def test_programs_of_ours_may_look_at_interfaces_and_nothing_else_is_changed() -> None:
+    boxes, ours = json.loads(profile()), json.loads(with_routes(profile()))
+    gone = [entry for entry in boxes["syscalls"] if entry not in ours["syscalls"]]
+    come = [entry for entry in ours["syscalls"] if entry not in boxes["syscalls"]]
+    netlink = [{"index": 0, "value": 16, "op": "SCMP_CMP_EQ"}, {"index": 2, "value": 0, "op": "SCMP_CMP_EQ"}]
+    assert [entry.get("args") for entry in (*gone, *come)] == [netlink, netlink]
+    assert [entry["action"] for entry in (*gone, *come)] == ["SCMP_ACT_ERRNO", "SCMP_ACT_ALLOW"]
+    assert {**boxes, "syscalls": None} == {**ours, "syscalls": None}

@@ -17,7 +17,7 @@ from orchestrator.backends.docker.facts import ContainerState, ListedContainer
 from orchestrator.backends.docker.settings import DockerSettings
 from orchestrator.backends.docker.spec import ROLE, Wire, container_name, owner_labels
 from orchestrator.backends.finish import finish
-from orchestrator.backends.seccomp import profile
+from orchestrator.backends.seccomp import profile, with_routes
 from orchestrator.egress import attempts, names
 from orchestrator.errors import EngineUnavailable, Misconfigured, SandboxLost, StartFailed, TiltyardError
 from orchestrator.models import Network, NetworkAttempt, SandboxId
@@ -175,7 +175,9 @@ class Egress:
         folder = self._folder / plan.key
         await asyncio.to_thread(notes.prepare, folder, plan)
         labels = {**self._labels, ROLE: PROXY, PROXY_LABEL: plan.key}
-        proxy = await self._engine.create(plan.name, plans.proxy_spec(plan, await self._filter(), folder, labels))
+        proxy = await self._engine.create(
+            plan.name, plans.proxy_spec(plan, with_routes(await self._filter()), folder, labels)
+        )
         await self._engine.start(proxy)
         namespace = await self._namespace(proxy)
         await namespaces.guard(namespace, plans.firewall(plan))
