@@ -3,8 +3,11 @@ package main
 import (
 	"crypto/rand"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -74,8 +77,16 @@ func (s *sessions) get(name string) *session {
 	return found
 }
 
-// take counts one more shell; false: there are as many as may be.
-func (s *sessions) take() bool {
+// take counts one more shell; false: there are as many as may be, and all live.
+func (s *sessions) take(unheard *atomic.Int32) bool {
+	if s.count() {
+		return true
+	}
+	s.bury(unheard)
+	return s.count()
+}
+
+func (s *sessions) count() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.live >= maxSessions {
@@ -83,6 +94,30 @@ func (s *sessions) take() bool {
 	}
 	s.live++
 	return true
+}
+
+// bury lets go of the shells that ended between calls. A session that is in use sees to its own.
+func (s *sessions) bury(unheard *atomic.Int32) {
+	s.mu.Lock()
+	all := slices.Collect(maps.Values(s.named))
+	s.mu.Unlock()
+	for _, each := range all {
+		select {
+		case each.turn <- struct{}{}:
+			if each.shell != nil && each.shell.over() {
+				s.drop(each, unheard)
+			}
+			<-each.turn
+		default:
+		}
+	}
+}
+
+// drop lets go of a session's shell, which is gone.
+func (s *sessions) drop(each *session, unheard *atomic.Int32) {
+	each.shell.close(unheard)
+	each.shell = nil
+	s.give()
 }
 
 func (s *sessions) give() {
@@ -145,7 +180,7 @@ func (c *sessionCall) open() *Failure {
 		}
 		return nil
 	}
-	if !c.agent.sessions.take() {
+	if !c.agent.sessions.take(&c.agent.unheard) {
 		return refuse(codeCannotStart, fmt.Sprintf("%d sessions run, as many as may; use one of them, or end one with exit", maxSessions))
 	}
 	started, refused := c.agent.startShell(c.op)
@@ -170,9 +205,7 @@ func terminalWord(tty bool) string {
 
 // drop lets go of a shell that is gone.
 func (c *sessionCall) drop() {
-	c.session.shell.close(&c.agent.unheard)
-	c.session.shell = nil
-	c.agent.sessions.give()
+	c.agent.sessions.drop(c.session, &c.agent.unheard)
 }
 
 // run hands the script over and fills the result.
@@ -298,7 +331,7 @@ func (c *sessionCall) kill() {
 
 // restart puts a fresh shell with the saved state into the session.
 func (c *sessionCall) restart() bool {
-	if !c.agent.sessions.take() {
+	if !c.agent.sessions.take(&c.agent.unheard) {
 		return false
 	}
 	fresh, refused := c.agent.startShell(c.op)

@@ -302,6 +302,17 @@ async def test_there_are_at_most_eight(box: Box) -> None:
     assert isinstance(await asked(box, "true", name="s3"), Failure)
 
 
+async def test_shells_that_somebody_killed_are_not_counted(box: Box) -> None:
+    """As when all commands of a box are killed at once: their names are not used again, and new ones are."""
+    for number in range(8):
+        await run(box, "echo $$ > shell.$$", name=f"s{number}")
+    await box.text("kill -9 $(cat shell.*)")
+    await until(lambda: not box.pids(), "the shells to be gone")
+    for number in range(8):
+        assert (await run(box, "echo on", name=f"t{number}")).started is Started.FIRST
+    assert isinstance(await asked(box, "echo", name="one-more"), Failure)
+
+
 async def test_a_freeze_ends_them(box: Box) -> None:
     await run(box, "A=1")
     running = asyncio.create_task(run(box, "sleep 100", name="busy", timeout_s=60))
