@@ -210,6 +210,7 @@ class DockerBackend:
             raise Misconfigured(f"the engine has no image {spec.image!r}; nothing is pulled while tasks run")
         kind = self._kind or await self._check_engine()
         agent = await asyncio.to_thread(self._install_agent)
+        seccomp = await self._filter()
         now = time.time()
         expires_at = now + self._settings.lifetime_s
         workspace = await self._workspaces.prepare(sandbox_id, spec.template, spec.limits, expires_at=expires_at)
@@ -220,7 +221,7 @@ class DockerBackend:
             image_id=image.id,
             image_environment=image.environment,
             agent=agent,
-            seccomp=await self._filter(),
+            seccomp=seccomp,
             deployment=self._settings.deployment,
             host_id=self._settings.host_id,
             runtime=self._settings.runtime,

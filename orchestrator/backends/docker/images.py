@@ -206,8 +206,9 @@ class DockerImages:
     async def read_folder(self, image: str, path: str, read: Callable[[BinaryIO], T], *, timeout_s: float) -> T:
         """See `orchestrator.repos.images.ImageFiles`: out of a container that is made and never started."""
         name = f"tiltyard-setup-{secrets.token_hex(8)}"
-        await self._engine.create(name, unstarted_spec(await self.image_id(image), self._labels()))
+        image_id = await self.image_id(image)
         try:
+            await self._engine.create(name, unstarted_spec(image_id, self._labels()))
             return await self._engine.read_archive(name, path, read, deadline=time.monotonic() + timeout_s)
         except EngineUnavailable:
             raise

@@ -265,6 +265,19 @@ async def test_an_images_files_are_read_without_running_it(setup: Setup, tmp_pat
 
 
 @needs("docker")
+async def test_reading_an_image_that_is_given_up_leaves_no_container(setup: Setup) -> None:
+    """At whatever moment: the engine makes a container behind the back of who asked and left."""
+    for lap in range(30):
+        reading = asyncio.create_task(
+            setup.images.read_folder("tiltyard/base:bookworm", "/etc", lambda tar: tar.read(1), timeout_s=60)
+        )
+        await asyncio.wait({reading}, timeout=lap * 0.002)
+        reading.cancel()
+        await asyncio.wait({reading})
+    assert await setup.left() == []
+
+
+@needs("docker")
 async def test_git_trusts_the_tree_whoever_it_belongs_to(setup: Setup) -> None:
     await asyncio.to_thread(subprocess.run, ["git", "init", "-q", str(setup.tree)], check=True)
     for path in (setup.tree, *setup.tree.rglob("*")):
