@@ -4,13 +4,13 @@ An allow-list: home folders, /root, /var, /run, /srv, keys, engines' sockets and
 /etc is copied once per start of ours, so that a box has one mount of it and sees no file of this machine change.
 """
 
+import errno
 import hashlib
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,9 +103,11 @@ def copy_etc(source: Path, target: Path) -> Path:
             (building / name).write_text(text, encoding="ascii")
             (building / name).chmod(0o644)
         finished = target / _digest(building)
-        if not finished.exists():
-            with suppress(FileExistsError):
-                building.rename(finished)
+        try:
+            building.rename(finished)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # it is there already
+                raise
         return finished
     finally:
         shutil.rmtree(building, ignore_errors=True)

@@ -1,6 +1,8 @@
 """What of the machine a box sees: an allow-list, whatever else is there."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -40,6 +42,20 @@ def test_the_same_machine_gives_the_same_copy_and_leaves_no_other(etc: Path, tmp
     (etc / "ld.so.cache").write_text("changed")
     assert copy_etc(etc, tmp_path / "copies") != made
     assert len(list((tmp_path / "copies").iterdir())) == 2
+
+
+def test_whoever_races_gets_the_same_copy(etc: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as racers:
+        for lap in range(20):
+            target = tmp_path / f"copies{lap}"
+            together = Barrier(8)
+
+            def copy(target: Path = target, together: Barrier = together) -> Path:
+                together.wait()
+                return copy_etc(etc, target)
+
+            made = {racer.result() for racer in [racers.submit(copy) for _ in range(8)]}
+            assert list(target.iterdir()) == [*made]
 
 
 def test_a_copy_that_was_not_finished_is_forgotten(tmp_path: Path) -> None:
