@@ -24,6 +24,8 @@ CONTROLLERS = ("memory", "pids", "cpu")
 TOP = "tiltyard"
 END_WAIT_S = 10.0
 ATTEMPTS = 10
+TAKEN_AWAY = (errno.ENOENT, errno.EEXIST, errno.ENODEV, errno.EBUSY)
+"""What is heard while the end of a deployment's last box takes the parents away that another one is just being laid out in."""
 SHOWN = {"memory": "memory.oom_control", "pids": "pids.max"}
 SHOWN_V2 = ("memory.events", "pids.max")
 
@@ -101,15 +103,15 @@ class Cgroups:
             try:
                 self._lay_out(box, limits)
                 break
-            except FileNotFoundError:  # the end of the deployment's last box took the parent away in between
-                if not left:
+            except OSError as error:
+                if not left or error.errno not in TAKEN_AWAY:
                     raise
         folders = self._folders(box)
         return CgroupFiles(shown=tuple(self._shown(box)), procs=tuple(folder / "cgroup.procs" for folder in folders))
 
     def _lay_out(self, box: SandboxId, limits: Limits) -> None:
         for group, values in self._groups(box, limits):
-            group.mkdir(parents=True, exist_ok=True)
+            group.mkdir(exist_ok=True)  # a parent that was gone again would come back without controllers
             for name, value, needed in values:
                 if needed or (group / name).exists():
                     (group / name).write_text(value, encoding="ascii")
@@ -163,11 +165,11 @@ class Cgroups:
         return [parent / box for parent in self._parents()]
 
     def _groups(self, box: SandboxId, limits: Limits) -> list[tuple[Path, list[tuple[str, str, bool]]]]:
-        """Each group with (file, value, whether it must be there)."""
-        wanted = [
-            (mount / TOP / self._deployment / box, v1_values(name, limits))
-            for name, mount in self.hierarchies.v1.items()
-        ]
+        """Each group with (file, value, whether it must be there); its parents are made."""
+        wanted = []
+        for name, mount in self.hierarchies.v1.items():
+            (mount / TOP / self._deployment).mkdir(parents=True, exist_ok=True)
+            wanted.append((mount / TOP / self._deployment / box, v1_values(name, limits)))
         unified = self.hierarchies.unified
         if unified:
             for parent in (unified / TOP, unified / TOP / self._deployment):

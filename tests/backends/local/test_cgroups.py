@@ -3,6 +3,7 @@
 import secrets
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,30 @@ def test_version_2_is_laid_out_below_its_root(tmp_path: Path) -> None:
     assert (box / "pids.max").read_text() == "96"
     for parent in (tmp_path / "tiltyard", tmp_path / "tiltyard" / "d"):
         assert (parent / "cgroup.subtree_control").read_text() == "+memory +pids +cpu"
+
+
+@needs("root")
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_box_can_be_laid_out_while_the_last_one_goes(version: int) -> None:
+    """Whose end takes the parents away. Version 2 needs no controller for that."""
+    points = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if line.split()[2] == "cgroup2"]
+    unified = Path(points[0]) if points and version == 2 else None
+    found = Hierarchies(v1=present().v1 if version == 1 else {}, unified=unified)
+    if not found.v1 and not found.unified:
+        pytest.skip("this machine has no such cgroups, or this root may not make any")
+    groups = Cgroups(f"test-{secrets.token_hex(4)}", lambda: found)
+
+    def come_and_go(name: str) -> None:
+        for lap in range(100):
+            try:
+                groups.make(SandboxId(f"{name}-{lap}"), LIMITS)
+            finally:
+                groups.remove(SandboxId(f"{name}-{lap}"))
+
+    with ThreadPoolExecutor(4) as threads:
+        for each in [threads.submit(come_and_go, name) for name in "abcd"]:
+            each.result()
+    assert groups.names() == set()
 
 
 @needs("root")
