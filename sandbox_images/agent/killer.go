@@ -60,12 +60,14 @@ func newKiller(config *Config) (*killer, error) {
 	return k, nil
 }
 
-// tagsWork tries a tag on a thread that is then thrown away; a user namespace may map no such group.
+// tagsWork tries a tag on a thread that is then thrown away; a user namespace may map no such group. The process's first thread cannot be thrown
+// away: it gives the tag back, or the agent itself would be a member of some command's tree.
 func tagsWork() bool {
 	worked := make(chan bool)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread dies with the goroutine
-		worked <- setGroups([]uint32{tagBase}) == 0 && setGroups([]uint32{tagBase + tagRange - 1}) == 0
+		taken := setGroups([]uint32{tagBase}) == 0 && setGroups([]uint32{tagBase + tagRange - 1}) == 0
+		worked <- setGroups(nil) == 0 && taken
 	}()
 	return <-worked
 }

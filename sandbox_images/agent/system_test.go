@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -201,5 +202,33 @@ func TestCrewActsAsTheUIDAndComesBack(t *testing.T) {
 	}
 	if os.Geteuid() != 0 {
 		t.Error("this thread changed")
+	}
+}
+
+func TestTryingATagLeavesNone(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("taking a group needs root")
+	}
+	for range 100 {
+		if !tagsWork() {
+			t.Fatal("root may take any group")
+		}
+	}
+	tasks, err := filepath.Glob("/proc/self/task/*/status")
+	if err != nil || len(tasks) == 0 {
+		t.Fatal(tasks, err)
+	}
+	for _, path := range tasks {
+		status, err := os.ReadFile(path)
+		if os.IsNotExist(err) || err == syscall.ESRCH {
+			continue
+		}
+		_, groups, _ := strings.Cut(string(status), "\nGroups:")
+		groups, _, _ = strings.Cut(groups, "\n")
+		for _, group := range strings.Fields(groups) {
+			if number, err := strconv.ParseUint(group, 10, 32); err != nil || uint32(number) >= tagBase && uint32(number) < tagBase+tagRange {
+				t.Fatalf("%s is in group %s", path, group)
+			}
+		}
 	}
 }
