@@ -1,6 +1,9 @@
 """Guards that every test runs under: promises kept, no traffic beyond loopback."""
 
 import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,13 @@ from tests.needs import lacking, promised
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder for state: unix sockets below it have 107 bytes for their path, of which `tmp_path` may leave too few."""
+    with tempfile.TemporaryDirectory(prefix="ty-") as folder:
+        yield Path(folder)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -45,11 +45,11 @@ def test_boxes_left_by_an_earlier_process_may_be_finished_on_a_low_disk(tmp_path
 
 
 @needs("docker")
-def test_serve_refuses_with_words(tmp_path: Path) -> None:
+def test_serve_refuses_with_words(tmp_path: Path, short_path: Path) -> None:
     tasks = write_tasks(tmp_path / "tasks.jsonl", task_rows(tmp_path / "repo", make_repository(tmp_path / "repo")))
     env = {"PATH": "/usr/bin:/bin:/usr/sbin", "TILTYARD_DISK_RESERVE_MIB": str(10**9), "TILTYARD_ACCEPT_OLD_RUNC": "1"}
     command = [sys.executable, "-m", "orchestrator.cli.main", "serve", "--tasks", str(tasks), "--insecure-loopback"]
-    command += ["--state-dir", str(tmp_path), "--deployment", "low-disk", "--port", "0"]
+    command += ["--state-dir", str(short_path), "--deployment", "low-disk", "--port", "0"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "too little disk" in done.stderr

@@ -176,8 +176,8 @@ async def test_a_box_that_cannot_start_says_why(settings: LocalSettings) -> None
         assert not await made.owned()
 
 
-async def test_boxes_of_another_backend_are_not_taken_over(tmp_path: Path) -> None:
-    theirs = LocalSettings(deployment="theirs", state_dir=tmp_path / "theirs")
+async def test_boxes_of_another_backend_are_not_taken_over(short_path: Path) -> None:
+    theirs = LocalSettings(deployment="theirs", state_dir=short_path / "theirs")
     (theirs.state_dir / "boxes" / "container-1").mkdir(parents=True)
     with pytest.raises(Misconfigured, match="another backend"):
         async with entered(theirs):

@@ -72,18 +72,18 @@ def test_broken_or_too_wide_filter_is_refused(tmp_path: Path, text: str, words: 
 
 
 @pytest.mark.anyio
-async def test_a_backend_does_not_start_under_a_missing_filter(tmp_path: Path) -> None:
+async def test_a_backend_does_not_start_under_a_missing_filter(short_path: Path) -> None:
     """Refused before the engine is asked anything: the socket is nobody's."""
-    missing = tmp_path / "missing.json"
+    missing = short_path / "missing.json"
     settings = DockerSettings(
         deployment=f"t-{secrets.token_hex(4)}",
         host_id="test",
-        state_dir=tmp_path,
-        socket=f"unix://{tmp_path}/nobody.sock",
+        state_dir=short_path,
+        socket=f"unix://{short_path}/nobody.sock",
         seccomp_profile=missing,
     )
     with pytest.raises(Misconfigured, match="cannot be read"):
-        async with DockerBackend(settings, make_workspaces(tmp_path, settings.deployment)):
+        async with DockerBackend(settings, make_workspaces(short_path, settings.deployment)):
             pass
 
 
