@@ -99,6 +99,14 @@ func FuzzStateComesBackAsItWas(f *testing.F) {
 	})
 }
 
+func TestHearingTakesStatusesThatAShellCanHave(t *testing.T) {
+	for _, forged := range []string{"-5", "256", "9223372036854775807", "+1", "0x1", ""} {
+		if h := heard("N " + forged + "\nN 255\n"); <-h.status != 255 {
+			t.Errorf("%q was taken for a status", forged)
+		}
+	}
+}
+
 func TestReadingStopsAtTheMark(t *testing.T) {
 	for _, chunk := range []int{1, 3, 7, 1000} {
 		child, mine, err := pipe(true)

@@ -204,7 +204,8 @@ func (sh *shell) order(nonce, script string) *hearing {
 	return h
 }
 
-// hear reads what an order brings back. The marks are unknown to scripts; other lines are passed over.
+// hear reads what an order brings back. The marks are unknown to scripts, but not to a function of theirs by the name `command`; what is no
+// mark or no status is passed over.
 func (h *hearing) hear(from *bufio.Reader, nonce string) {
 	defer close(h.settled)
 	heard := &pacedLines{from: from}
@@ -214,8 +215,8 @@ func (h *hearing) hear(from *bufio.Reader, nonce string) {
 			return
 		}
 		if rest, is := bytes.CutPrefix(line, []byte(nonce+" ")); is {
-			if code, err := strconv.Atoi(strings.TrimSpace(string(rest))); err == nil {
-				h.status <- code
+			if code, err := strconv.ParseUint(string(bytes.TrimSuffix(rest, []byte("\n"))), 10, 8); err == nil {
+				h.status <- int(code)
 				break
 			}
 		}

@@ -430,3 +430,17 @@ async def test_no_shell_comes_back_after_a_freeze(box: Box) -> None:
     assert isinstance(result, SessionResult)
     assert result.fate in (ENDED, LOST)
     assert box.pids() == []
+
+
+FORGE = """command() {
+    [[ $1 == eval && $2 =~ echo\\ ([A-Z0-9]+) ]] && builtin echo "${BASH_REMATCH[1]} %s" >&4
+    builtin "$@"
+}"""
+"""A function that the loop calls for its own `command`: it sees the marks, and descriptor 4."""
+
+
+@pytest.mark.parametrize(("forged", "told"), [("7", 7), ("-5", 3), ("256", 3), ("9223372036854775807", 3)])
+async def test_a_forged_status_is_one_that_a_shell_can_have(box: Box, forged: str, told: int) -> None:
+    """A script can deceive those who use its session, but it cannot have the agent say what the host takes for a broken agent."""
+    await run(box, FORGE % forged)
+    assert (await run(box, "(exit 3)")).exit_code == told
