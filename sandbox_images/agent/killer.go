@@ -14,6 +14,8 @@ const (
 	// sweepLimit is how long one command's tree is chased before all commands of its uid die with it: on runc a sweep of 300
 	// processes takes tens of milliseconds, and only runners that fork faster than /proc is read need longer.
 	sweepLimit = time.Second
+	// emptyRounds must find nobody one after another: a process that forks and exits without end can slip between the entries of one look.
+	emptyRounds = 3
 	// hastyRounds are tried without stopping what is to be killed.
 	hastyRounds = 3
 	// killAllLimit bounds the wait for killed processes to be gone (big memory takes a while to free).
@@ -97,14 +99,18 @@ func members(all []process, belongs func(process) bool) []process {
 func (k *killer) sweep(t tree, limit time.Duration) bool {
 	deadline := time.Now().Add(limit)
 	stopped := map[int]bool{}
-	pause := 100 * time.Microsecond
+	pause, empty := 100*time.Microsecond, 0
 	for round := 0; time.Now().Before(deadline); round++ {
 		all := k.proc.scan()
 		alive := members(all, func(p process) bool { return stopped[p.pid] && !k.tags || k.belongs(p, t) })
 		alive = t.meant(all, alive)
 		if len(alive) == 0 {
-			return true
+			if empty++; empty == emptyRounds {
+				return true
+			}
+			continue
 		}
+		empty = 0
 		fresh := false
 		for _, p := range alive {
 			if stop := !t.keepRoot || round >= hastyRounds; stop && !stopped[p.pid] {
