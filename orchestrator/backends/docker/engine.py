@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
@@ -147,15 +147,27 @@ class Engine:
     async def read_archive(self, container: str, path: str, read: Callable[[BinaryIO], T], *, deadline: float) -> T:
         """`read(tar)` in a thread: of the folder `path` of a container, which need not run; "/" is all of it.
 
-        Raises Misconfigured for no such path, StartFailed after `deadline` (time.monotonic()); what `read` raises.
+        Raises Misconfigured for no such path, StartFailed after `deadline` (time.monotonic()); what `read` raises. A caller that is cancelled
+        waits for the end of `read`, whose next piece fails.
         """
+        given_up = threading.Event()
 
         def reading(api: APIClient) -> Callable[[], T]:
             chunks = api.export(container) if path == "/" else api.get_archive(container, path)[0]
             with closing(chunks):
-                return _outcome(partial(read, io.BufferedReader(_Chunks(chunks, deadline), ARCHIVE_BUFFER_BYTES)))
+                return _outcome(
+                    partial(read, io.BufferedReader(_Chunks(chunks, deadline, given_up), ARCHIVE_BUFFER_BYTES))
+                )
 
-        return (await self._call(reading))()
+        call = asyncio.ensure_future(self._call(reading))
+        try:
+            await asyncio.wait({call})
+        except asyncio.CancelledError:
+            given_up.set()
+            with suppress(Exception):  # nobody is there to hear how it ended
+                await finish(call)
+            raise
+        return call.result()()
 
     async def create_volume(self, name: str, options: Mapping[str, str], labels: Mapping[str, str]) -> None:
         """A volume of the local driver; the engine mounts it when a container starts."""
@@ -179,8 +191,12 @@ class Engine:
 
     async def has_network(self, name: str) -> bool:
         """Whether one is called exactly so; the engine would also take an id's beginning for a name."""
+        return await self.network_driver(name) is not None
+
+    async def network_driver(self, name: str) -> str | None:
+        """Of the network that is called exactly so ("bridge", "host", "null", ...); None where there is none."""
         found = await self._call(lambda api: api.networks(names=[name]))
-        return any(entry["Name"] == name for entry in found)
+        return next((str(entry["Driver"]) for entry in found if entry["Name"] == name), None)
 
     async def create_network(self, name: str, labels: Mapping[str, str]) -> None:
         """A bridge whose members cannot see each other. Raises StartFailed."""
@@ -297,8 +313,9 @@ def _raise(error: Exception) -> NoReturn:
 class _Chunks(io.RawIOBase):
     """A reply's pieces as a file."""
 
-    def __init__(self, chunks: Iterator[bytes], deadline: float) -> None:
+    def __init__(self, chunks: Iterator[bytes], deadline: float, given_up: threading.Event) -> None:
         self._chunks = chunks
+        self._given_up = given_up
         self._deadline = deadline
         self._left = memoryview(b"")
 
@@ -306,7 +323,9 @@ class _Chunks(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """See io.RawIOBase. Raises StartFailed when time is up."""
+        """See io.RawIOBase. Raises StartFailed when time is up, or nobody waits any more."""
+        if self._given_up.is_set():
+            raise StartFailed("reading the image was given up")
         if time.monotonic() > self._deadline:
             raise StartFailed("reading the image took too long")
         while not self._left:

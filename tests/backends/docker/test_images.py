@@ -7,6 +7,7 @@ import secrets
 import stat
 import subprocess
 import tarfile
+import time
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -274,6 +275,26 @@ async def test_reading_an_image_that_is_given_up_leaves_no_container(setup: Setu
         await asyncio.wait({reading}, timeout=lap * 0.002)
         reading.cancel()
         await asyncio.wait({reading})
+    assert await setup.left() == []
+
+
+@needs("docker")
+async def test_a_long_reading_ends_when_it_is_given_up(setup: Setup) -> None:
+    """A server that stops does not wait for gigabytes."""
+    began = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def read_slowly(tar: BinaryIO) -> None:
+        while tar.read(65536):
+            loop.call_soon_threadsafe(began.set)
+            time.sleep(0.05)
+
+    reading = asyncio.create_task(setup.images.read_folder("tiltyard/base:bookworm", "/", read_slowly, timeout_s=600))
+    await began.wait()
+    reading.cancel()
+    async with asyncio.timeout(20):
+        await asyncio.wait({reading})
+    assert reading.cancelled()
     assert await setup.left() == []
 
 
