@@ -35,6 +35,24 @@ def host_lock(folder: Path, host_id: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def claim_backend(folder: Path, backend: str) -> None:
+    """Note which backend makes the deployment's boxes; call it under the host's lock. Blocks.
+
+    Raises Misconfigured while boxes of another one are left: only that one can end them. The fake backend has none on this machine.
+    """
+    if backend == "fake":
+        return
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    note, boxes = folder / "backend", folder / "boxes"
+    last = note.read_text(encoding="utf-8").strip() if note.exists() else backend
+    if last != backend and boxes.is_dir() and any(boxes.iterdir()):
+        raise Misconfigured(
+            f"deployment {folder.name!r} holds boxes of the {last} backend: serve with --backend {last}, end them with `tiltyard sweep`, "
+            "or name another deployment"
+        )
+    note.write_text(f"{backend}\n", encoding="utf-8")
+
+
 def handle_secret(folder: Path) -> bytes:
     """The deployment's secret for signed task handles, made on first use, readable by its owner only."""
     path = folder / "handle.key"
