@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from orchestrator.backends.registry import backend_class
 from orchestrator.cli.housekeeping import kept_tidy
-from orchestrator.cli.identity import handle_secret, host_lock
+from orchestrator.cli.identity import claim_backend, handle_secret, host_lock
 from orchestrator.cli.networks import check_networks
 from orchestrator.clusters.local import LocalCluster
 from orchestrator.errors import Draining, Misconfigured
@@ -236,6 +236,7 @@ async def gateway(settings: Settings) -> AsyncIterator[App]:
     jobs = load_jobs(settings.tasks, settings.jobs, load_tasks)
     async with AsyncExitStack() as stack:
         stack.enter_context(host_lock(settings.deployment_dir, settings.host_id))
+        await asyncio.to_thread(claim_backend, settings.deployment_dir, settings.backend)
         store = await stack.enter_async_context(SqlStore.open(settings.resolved_store_url()))
         made = await stack.enter_async_context(engine(settings))
         show(made.notices)
