@@ -266,6 +266,19 @@ async def test_proxies_make_their_own_way_out_and_take_it_away(
         assert not await engine.has_network(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "told"), [("host", "no network of the proxies"), ("none", "no network"), ("nosuch", "not have")]
+)
+async def test_a_way_out_that_is_none_or_the_machines_own_is_refused_before_anything_is_made(
+    settings: DockerSettings, state_dir: Path, name: str, told: str
+) -> None:
+    """On `host` a proxy's firewall and wires would be the machine's. The other tests are served by a bridge."""
+    wrong = replace(settings, egress_network=name)
+    async with DockerBackend(wrong, make_workspaces(state_dir, wrong.deployment)) as backend:
+        with pytest.raises(Misconfigured, match=told):
+            await backend.check_network()
+
+
 class Setup:
     def __init__(self, images: DockerImages, folder: Path) -> None:
         self.images, self.folder, self.tag = images, folder, f"tiltyard/{folder.name}:1"

@@ -153,7 +153,10 @@ class Engine:
         given_up = threading.Event()
 
         def reading(api: APIClient) -> Callable[[], T]:
-            chunks = api.export(container) if path == "/" else api.get_archive(container, path)[0]
+            try:
+                chunks = api.export(container) if path == "/" else api.get_archive(container, path)[0]
+            except NotFound as error:
+                raise Misconfigured(f"the image has nothing at {path}: correct the task's workspace") from error
             with closing(chunks):
                 return _outcome(
                     partial(read, io.BufferedReader(_Chunks(chunks, deadline, given_up), ARCHIVE_BUFFER_BYTES))

@@ -229,20 +229,22 @@ class DockerImages:
         try:
             state = await self._engine.wait_exit(name, deadline=time.monotonic() + timeout_s)
         except TimeoutError:
-            raise RepositoryError(await self._report(name, f"did not end within {timeout_s:g} s")) from None
+            raise RepositoryError(await self._report(plan, f"did not end within {timeout_s:g} s")) from None
         if state is None:
             raise RepositoryError("the set-up container was removed while it ran: try again")
         if state.exit_code:
-            raise RepositoryError(await self._report(name, f"failed with status {state.exit_code}"))
+            raise RepositoryError(await self._report(plan, f"failed with status {state.exit_code}"))
         repository, _, label = tag.rpartition(":")
         return await self._engine.commit(
             name, repository=repository or tag, tag=label if repository else "latest", labels={ROLE: "task-image"}
         )
 
-    async def _report(self, name: str, what: str) -> str:
-        tail = await self._engine.log_tail(name, LOG_LINES)
-        refused = [f"{each.host}:{each.port}" for each in await self._egress.cut(name) if not each.allowed]
+    async def _report(self, plan: SetupPlan, what: str) -> str:
+        tail = await self._engine.log_tail(plan.volume, LOG_LINES)
+        refused = [f"{each.host}:{each.port}" for each in await self._egress.cut(plan.volume) if not each.allowed]
         hosts = f"; setup_network refused them {', '.join(refused[:10])}" if refused else ""
+        if plan.wire is None:
+            hosts = "; they had no network, since the task has no setup_network"
         return f"the task's set-up commands {what}{hosts}; the end of their output:\n{tail[-4000:]}"
 
     async def _discard(self, name: str) -> None:

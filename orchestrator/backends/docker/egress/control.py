@@ -35,6 +35,8 @@ PROXY_LABEL, CONTAINER_LABEL, NUMBER_LABEL, USE_LABEL, BOX_LABEL = (
     "tiltyard.egress.use",
     "tiltyard.sandbox",
 )
+NO_UPLINKS = ("host", "null")
+"""Drivers of the engine's networks `host` and `none`."""
 READY_S = 30.0
 READY_LOOK_S = 0.05
 
@@ -61,11 +63,21 @@ class Egress:
             raise Misconfigured(
                 f"a network allow-list needs {', '.join(missing)}: apt-get install iproute2 util-linux iptables"
             )
-        if self._settings.egress_network and not await self._engine.has_network(self._settings.egress_network):
-            raise Misconfigured(
-                f"egress_network names {self._settings.egress_network!r}, which the engine does not have: docker network create it"
-            )
+        if self._settings.egress_network:
+            await self._check_uplink(self._settings.egress_network)
         await self._image()
+
+    async def _check_uplink(self, name: str) -> None:
+        """A proxy's firewall and wires are made in the namespace it runs in: that must never be this machine's."""
+        driver = await self._engine.network_driver(name)
+        if driver is None:
+            raise Misconfigured(
+                f"TILTYARD_EGRESS_NETWORK names {name!r}, which the engine does not have: `docker network create {name}`, or leave it empty"
+            )
+        if driver in NO_UPLINKS:
+            raise Misconfigured(
+                f"TILTYARD_EGRESS_NETWORK names {name!r}, which is no network of the proxies' own: name a bridge, or leave it empty"
+            )
 
     async def join(self, owner: str, network: Network, *, hostname: str, labels: Mapping[str, str]) -> Wire:
         """A namespace wired to the proxy of `network`. What fails leaves nothing of `owner`.
