@@ -37,7 +37,10 @@ def _addresses(value: object) -> object:
     given = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
     if not isinstance(given, list | tuple):
         return given
-    found = tuple(IPv4Address(each) for each in given)
+    try:
+        found = tuple(IPv4Address(each) for each in given)
+    except ValueError:
+        raise ValueError("name resolvers by their IPv4 addresses, comma between") from None
     if any(each.is_loopback for each in found):
         raise ValueError("a resolver on loopback cannot be asked from a proxy's namespace; name another address of it")
     return tuple(str(each) for each in found)
@@ -117,5 +120,5 @@ def load_settings(**overrides: object) -> Settings:
     try:
         return Settings(**given)  # type: ignore[arg-type]
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
         raise Misconfigured("settings: " + "; ".join(lines)) from error

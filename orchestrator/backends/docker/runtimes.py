@@ -90,18 +90,18 @@ def check_runtime(name: str, facts: EngineFacts, program: Program, *, accept_old
 
     FAIL: they are refused. WARN: they are made although something is known to be open.
     """
-    registered = facts.runtimes.get(name)
-    if registered is None:
-        known = ", ".join(sorted(facts.runtimes)) or "none"
-        hint = INSTALL if named_kind(name) is Kind.GVISOR else "add it to /etc/docker/daemon.json, or set another"
-        return fail("runtime", f"the engine has no runtime {name!r} (it has: {known})", hint)
     meant = named_kind(name)
     if meant is Kind.KATA or program.kind is Kind.KATA:
         return fail(
             "runtime",
             f"{name!r} is Kata: its guests' unix sockets, by which boxes are spoken to, cannot be reached from this machine",
-            "set runtime to runsc (gVisor)",
+            "take gVisor: --runtime runsc",
         )
+    registered = facts.runtimes.get(name)
+    if registered is None:
+        known = ", ".join(sorted(facts.runtimes)) or "none"
+        hint = INSTALL if meant is Kind.GVISOR else "add it to /etc/docker/daemon.json, or set another"
+        return fail("runtime", f"the engine has no runtime {name!r} (it has: {known})", hint)
     if meant is not Kind.OTHER and program.version and program.kind is not meant:
         return fail(
             "runtime",
@@ -167,7 +167,7 @@ def _check_shared_kernel(name: str, program: Program, accepted: bool) -> Check:
         what = f"{label}runc {program.version} predates the fixes of {RUNC_HOLES}, unless your distribution ported them"
     else:
         what = f"{label}what runs is not known to have the fixes of {RUNC_HOLES} ({program.version or 'of unknown version'})"
-    fix = "install runc 1.2.8, 1.3.3, 1.4.0 or newer, or set runtime to runsc (gVisor)"
+    fix = "install runc 1.2.8, 1.3.3, 1.4.0 or newer, or take gVisor: --runtime runsc"
     if accepted:
         return warn("runtime", f"{what}; accepted: a box may break out to this machine", fix)
     return fail("runtime", f"{what}; boxes hold code that nobody trusts", f"{fix}; or accept it with --accept-old-runc")

@@ -129,6 +129,13 @@ def test_kata_is_refused_with_the_reason() -> None:
     assert "unix sockets" in check.detail
 
 
+def test_kata_is_refused_with_the_reason_also_where_the_engine_has_none() -> None:
+    """Else an operator would install it first, to be refused then."""
+    check = runtimes.check_runtime("kata", GOOD, Program(kind=Kind.OTHER, version=""), accept_old_runc=True)
+    assert check.verdict is Verdict.FAIL
+    assert "unix sockets" in check.detail
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
