@@ -7,14 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from orchestrator.agent.binary import agent_binary
 from orchestrator.backends.checks import Check, Verdict, fail, ok, warn
 from orchestrator.backends.registry import BACKENDS
 from orchestrator.cli.identity import host_lock
+from orchestrator.cli.terminal import table, wide
 from orchestrator.cli.wiring import docker_settings, engine, free_disk_mib, local_settings, show
 from orchestrator.errors import Misconfigured, TiltyardError
 from orchestrator.settings import Settings
@@ -37,14 +36,10 @@ def run(settings: Settings, conformance: str | None, image: str | None, as_json:
 
 
 def machine(settings: Settings) -> list[Check]:
-    """Facts that need no engine."""
-    return [
-        _python(),
-        _rights(),
-        _agent(),
-        check_disk(free_disk_mib(settings.state_dir), settings.disk_reserve_mib),
-        _cgroups(),
-    ]
+    """Facts that need no engine; of rights and cgroups the docker backend's own rows say more."""
+    disk = check_disk(free_disk_mib(settings.state_dir), settings.disk_reserve_mib)
+    own = [] if settings.backend == "docker" else [_rights(), _cgroups()]
+    return [_python(), _agent(), disk, *own]
 
 
 def _python() -> Check:
@@ -79,7 +74,7 @@ def check_disk(free_mib: int, reserve_mib: int) -> Check:
             "free some space, set TILTYARD_STATE_DIR to a larger disk, or lower TILTYARD_DISK_RESERVE_MIB",
         )
     if free_gib >= LOW_DISK_GIB:
-        return ok("disk", f"{free_gib:.0f} GiB free, {reserve_mib} MiB of them kept free")
+        return ok("disk", f"{free_gib:.0f} GiB free at the state folder, {reserve_mib} MiB of them kept free")
     return warn("disk", f"{free_gib:.1f} GiB free", "free some space, or set TILTYARD_STATE_DIR to a larger disk")
 
 
@@ -126,8 +121,8 @@ def _row(check: Check) -> dict[str, str]:
 
 
 def _print(checks: Sequence[Check]) -> None:
-    table = Table("", "what", "found", "fix")
+    rows = table("", "what", "found", "fix")
     for check in checks:
         style = STYLES[check.verdict]
-        table.add_row(f"[{style}]{check.verdict.value}[/{style}]", check.name, escape(check.detail), escape(check.fix))
-    Console().print(table)
+        rows.add_row(f"[{style}]{check.verdict.value}[/{style}]", check.name, escape(check.detail), escape(check.fix))
+    wide().print(rows)

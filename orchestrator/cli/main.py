@@ -10,7 +10,12 @@ from orchestrator.cli.terminal import plain
 from orchestrator.errors import TiltyardError
 from orchestrator.settings import Settings, load_settings
 
-app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__.split(":")[0])
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="Boxes, a gateway and graders for reinforcement fine-tuning of coding agents.",
+)
 rollouts = typer.Typer(no_args_is_help=True, help="What happened in rollouts.")
 token = typer.Typer(no_args_is_help=True, help="Tokens for trainers and operators.")
 app.add_typer(rollouts, name="rollouts")
@@ -20,12 +25,12 @@ Deployment = Annotated[str | None, typer.Option(help="Name of the deployment (TI
 StateDir = Annotated[
     Path | None, typer.Option(help="Folder of store, blobs, templates and boxes (TILTYARD_STATE_DIR).")
 ]
-Runtime = Annotated[str | None, typer.Option(help="The engine's runtime for boxes: runc, or runsc (gVisor).")]
+Runtime = Annotated[
+    str | None, typer.Option(help="The engine's runtime for boxes: runc, or runsc (gVisor); see docs/runtimes.md.")
+]
 AcceptOldRunc = Annotated[
     bool,
-    typer.Option(
-        "--accept-old-runc", help="Make boxes although runc lacks published fixes (TILTYARD_ACCEPT_OLD_RUNC)."
-    ),
+    typer.Option("--accept-old-runc", help="Make boxes although runc lacks published fixes; see docs/runtimes.md."),
 ]
 Backend = Annotated[
     str | None,
@@ -37,7 +42,7 @@ HostRoot = Annotated[
     bool,
     typer.Option(
         "--host-root",
-        help="Backend local: run tasks of any image over this machine's own programs (TILTYARD_LOCAL_ANY_IMAGE).",
+        help="Backend local: run tasks of any image over this machine's own programs; see docs/local.md.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For a program to read.")]
@@ -50,7 +55,9 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
     tokens: Annotated[Path | None, typer.Option(help="Token file; see `tiltyard token new`.")] = None,
-    insecure_loopback: Annotated[bool, typer.Option(help="No tokens; processes of this machine only.")] = False,
+    insecure_loopback: Annotated[
+        bool, typer.Option("--insecure-loopback", help="No tokens; processes of this machine only.")
+    ] = False,
     backend: Backend = None,
     host_root: HostRoot = False,
     runtime: Runtime = None,
@@ -58,7 +65,7 @@ def serve(
     deployment: Deployment = None,
     state_dir: StateDir = None,
 ) -> None:
-    """Serve trainers: tool calls and grades over HTTP."""
+    """Serve trainers: tool calls and grades over HTTP. Whatever else can be set is in docs/settings.md."""
     from orchestrator.cli.serve import run
 
     run(

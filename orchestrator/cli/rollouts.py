@@ -6,9 +6,8 @@ import json
 from datetime import UTC, datetime
 
 from rich.console import Console
-from rich.table import Table
 
-from orchestrator.cli.terminal import printable
+from orchestrator.cli.terminal import printable, table, wide
 from orchestrator.errors import UnknownRollout
 from orchestrator.interfaces import RolloutSummary
 from orchestrator.models import Binding, CallRecord, Evidence, JobId, JsonValue, Reward, RolloutKey, TraceId
@@ -24,10 +23,10 @@ def list_rollouts(settings: Settings, job: str | None, limit: int, as_json: bool
     if as_json:
         print(json.dumps([_summary_json(summary) for summary in found], indent=1))
         return
-    table = Table("job", "trace_id", "task", "state", "calls", "outcome", "score", "seen")
+    rows = table("job", "trace_id", "task", "state", "calls", "outcome", "score", "seen")
     for summary in found:
         binding, reward = summary.binding, summary.reward
-        table.add_row(
+        rows.add_row(
             printable(binding.rollout.job),
             printable(binding.rollout.trace_id),
             printable(binding.task),
@@ -37,7 +36,7 @@ def list_rollouts(settings: Settings, job: str | None, limit: int, as_json: bool
             f"{reward.score:.3f}" if reward and reward.score is not None else "",
             _when(binding.touched_at),
         )
-    Console().print(table)
+    wide().print(rows)
 
 
 def show_rollout(settings: Settings, job: str, trace_id: str, as_json: bool) -> None:
@@ -48,7 +47,7 @@ def show_rollout(settings: Settings, job: str, trace_id: str, as_json: bool) -> 
         whole = {"binding": binding, "calls": calls, "evidence": evidence, "reward": reward}
         print(json.dumps({name: _plain(value) for name, value in whole.items()}, indent=1))
         return
-    console = Console()
+    console = wide()
     console.rule(printable(f"{binding.rollout} · task {binding.task} · {binding.state.value}"))
     if binding.reason or binding.tainted:
         console.print(printable(f"{binding.reason} {binding.tainted}".strip()))

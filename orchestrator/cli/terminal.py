@@ -1,6 +1,23 @@
-"""Text of strangers, a box's above all, as a terminal may show it."""
+"""Text of strangers, a box's above all, as a terminal may show it; and tables that lose none of it."""
 
+import sys
+
+from rich.console import Console
 from rich.markup import escape
+from rich.table import Column, Table
+
+PIPED_COLUMNS = 200
+"""Where nothing says how wide the reader is: a log, a pipe, a CI. Tables are only as wide as their contents need."""
+
+
+def wide() -> Console:
+    """For standard output. rich would take 80 columns for a pipe, and cut names there."""
+    return Console() if sys.stdout.isatty() else Console(width=PIPED_COLUMNS)
+
+
+def table(*headers: str, title: str | None = None) -> Table:
+    """Words that are longer than their column go on in the next line: none is cut."""
+    return Table(*(Column(header, overflow="fold") for header in headers), title=title)
 
 
 def plain(text: str) -> str:
