@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from orchestrator.backends.registry import backend_class
+from orchestrator.cli.contradictions import check_images, check_settings
 from orchestrator.cli.housekeeping import kept_tidy
 from orchestrator.cli.identity import claim_backend, handle_secret, host_lock
 from orchestrator.cli.networks import check_networks
@@ -233,7 +234,9 @@ def authentication(settings: Settings) -> Auth:
 async def gateway(settings: Settings) -> AsyncIterator[App]:
     """Everything a server is, started in order and ended in reverse. Raises Misconfigured, EngineUnavailable, StoreError."""
     auth = authentication(settings)
+    check_settings(settings)
     jobs = load_jobs(settings.tasks, settings.jobs, load_tasks)
+    check_images(jobs, settings)
     async with AsyncExitStack() as stack:
         stack.enter_context(host_lock(settings.deployment_dir, settings.host_id))
         await asyncio.to_thread(claim_backend, settings.deployment_dir, settings.backend)

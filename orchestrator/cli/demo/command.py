@@ -13,10 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from orchestrator.backends.local.settings import HOST_IMAGE
+from orchestrator.cli.contradictions import check_settings
 from orchestrator.cli.demo import server
 from orchestrator.cli.demo.cast import cast
 from orchestrator.cli.demo.play import Played, play_all
 from orchestrator.cli.demo.tasks import HISTORY, IMAGE, NEW, Source, fetch_source, measured_ids, task_rows, write_tasks
+from orchestrator.cli.terminal import table as new_table
+from orchestrator.cli.terminal import wide
 from orchestrator.cli.tokens import entry
 from orchestrator.cli.wiring import engine, show
 from orchestrator.settings import Settings
@@ -29,7 +32,8 @@ SCOPES = ["tools", "grade", "rollouts"]
 
 def run(settings: Settings) -> int:
     """Exit status: 0 when every reward is what it must be and nothing is left. Raises Misconfigured, EngineUnavailable with the fix."""
-    console = Console()
+    check_settings(settings)
+    console = wide()
     return asyncio.run(_demo(settings, console))
 
 
@@ -104,7 +108,7 @@ async def leftovers(settings: Settings) -> tuple[str, ...]:
 
 
 def table(played: Sequence[Played]) -> Table:
-    made = Table("agent", "task", "calls", "reward", "must be", "outcome", "why", "", title="rewards")
+    made = new_table("agent", "task", "calls", "reward", "must be", "outcome", "why", "", title="rewards")
     for line in played:
         made.add_row(
             escape(line.agent.name),
