@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,13 +43,17 @@ class Transport:
     def __init__(self, socket: Path) -> None:
         self._socket = socket
         self._session: aiohttp.ClientSession | None = None
+        self._pinned: int | None = None
         self._closed = False
 
     def _open(self) -> aiohttp.ClientSession:
         if self._closed:
             raise Unreachable
         if self._session is None:
-            connector = aiohttp.UnixConnector(path=str(self._socket), limit=0, keepalive_timeout=KEEPALIVE_S)
+            self._pinned = _pin(self._socket)
+            connector = aiohttp.UnixConnector(
+                path=f"/proc/self/fd/{self._pinned}", limit=0, keepalive_timeout=KEEPALIVE_S
+            )
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 timeout=aiohttp.ClientTimeout(),  # each request brings its own
@@ -69,14 +75,16 @@ class Transport:
         limit_bytes: int,
     ) -> Reply:
         """Raises Unreachable, Stalled after `timeout_s`, AgentProtocolError (too long, not HTTP, another protocol)."""
-        session = self._open()
         try:
             async with asyncio.timeout(timeout_s):
                 for _ in range(TRIES):
+                    session = self._open()
                     try:
                         return await self._once(session, method, path, headers, body, limit_bytes)
-                    except (aiohttp.ClientConnectorError, FileNotFoundError) as error:
-                        raise Unreachable from error
+                    except aiohttp.ClientConnectorError as error:
+                        if not isinstance(error.os_error, ConnectionRefusedError):
+                            raise Unreachable from error
+                        await self._forget(session)
                     except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError):
                         continue
         except TimeoutError as error:
@@ -111,9 +119,32 @@ class Transport:
 
     async def aclose(self) -> None:
         self._closed = True
-        session, self._session = self._session, None
-        if session is not None:
+        if self._session is not None:
+            await self._forget(self._session)
+
+    async def _forget(self, session: aiohttp.ClientSession) -> None:
+        """Look the socket up anew at the next request: nobody listens at the one that we have."""
+        if self._session is not session:
+            return
+        pinned, self._session, self._pinned = self._pinned, None, None
+        try:
             await session.close()
+        finally:
+            if pinned is not None:
+                os.close(pinned)
+
+
+def _pin(path: Path) -> int:
+    """A descriptor of the socket itself, by which it is connected to from then on: where agent and commands share a uid, a command can put
+    another in its place, or a link to somebody else's. Raises Unreachable."""
+    try:
+        found = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise Unreachable from error
+    if not stat.S_ISSOCK(os.fstat(found).st_mode):
+        os.close(found)
+        raise Unreachable
+    return found
 
 
 async def _read(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:

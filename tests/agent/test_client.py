@@ -163,6 +163,34 @@ async def test_a_closed_connection_is_tried_again_and_an_empty_socket_is_a_loss(
             await client.acknowledge([CALL.key])
 
 
+async def test_a_socket_that_a_box_puts_in_place_of_its_agents_is_not_spoken_to(tmp_path: Path) -> None:
+    """Where agent and commands share a uid: neither another agent of its own nor, by a link, somebody else's server."""
+    strangers: list[asyncio.StreamWriter] = []
+
+    async def stranger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        strangers.append(writer)
+        writer.close()
+
+    async def true_agent(line: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(reply(DONE) if strangers else b"")
+        if not strangers:
+            writer.close()  # so that the next request makes a connection of its own
+
+    async with fake(tmp_path, true_agent) as client, await asyncio.start_unix_server(stranger, tmp_path / "theirs"):
+        (tmp_path / "s").rename(tmp_path / "moved")
+        (tmp_path / "s").symlink_to(tmp_path / "theirs")
+        with pytest.raises(SandboxDead):
+            await note(client)
+        again = AgentClient(SandboxId("b"), tmp_path / "s", explain_loss=killed)
+        with pytest.raises(SandboxDead):
+            await again.lease(ROLLOUT, Epoch(1))
+        await again.aclose()
+        _, control = await asyncio.open_unix_connection(str(tmp_path / "s"))
+        control.close()
+        assert await note(client) == NoteResult(data=b"x"), "the agent that was there first"
+    assert len(strangers) == 1
+
+
 async def test_polling_goes_on_until_done_and_sends_the_body_once(tmp_path: Path) -> None:
     lines: list[tuple[bytes, int]] = []
 
