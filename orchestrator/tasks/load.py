@@ -292,6 +292,8 @@ def _told(details: ErrorDetails) -> str:
             return f"{field}: there is no such field{_meant(details['loc'])}"
         case "missing_part":
             return details["msg"]
+        case "too_short":
+            return f"{field}: is empty; give at least one"
         case "json_invalid":
             return f"not valid JSON ({details['msg'].removeprefix('Invalid JSON: ')}); write one JSON object per line"
     if field == "commit":
