@@ -322,8 +322,8 @@ async def test_F11_an_engine_that_goes_away_is_said_and_comes_back(
 
 async def test_C26_a_runtime_that_the_engine_lacks_is_refused(settings: DockerSettings) -> None:
     workspaces = make_workspaces(settings.state_dir.parent, settings.deployment)
-    with pytest.raises(Misconfigured, match="no runtime 'kata'"):
-        async with DockerBackend(replace(settings, runtime="kata"), workspaces):
+    with pytest.raises(Misconfigured, match="no runtime 'crun'"):
+        async with DockerBackend(replace(settings, runtime="crun"), workspaces):
             pass
 
 
