@@ -107,7 +107,9 @@ def demo(
 
 @app.command()
 def doctor(
-    conformance: Annotated[str | None, typer.Option(help="Run the conformance suite over this backend.")] = None,
+    conformance: Annotated[
+        str | None, typer.Option(help="Run the conformance suite over this backend: docker, local or fake.")
+    ] = None,
     image: Annotated[
         str | None, typer.Option(help="Image for the conformance suite's boxes; the backend's usual one.")
     ] = None,
