@@ -16,7 +16,7 @@ from orchestrator.repos import mounts, syscalls
 
 _LOOP_CTL_GET_FREE = 0x4C82
 _LOOP_CONFIGURE = 0x4C0A
-_LO_FLAGS_AUTOCLEAR = 4
+_LO_FLAGS_AUTOCLEAR, _LO_FLAGS_DIRECT_IO = 4, 16
 _LOOP_CONFIG = struct.Struct("=II QQQQQIIII 64s 64s 32s QQ 64x")
 """`struct loop_config` of <linux/loop.h>: fd, block size, then loop_info64 (only flags and file name are ours), reserved."""
 
@@ -73,8 +73,10 @@ def mount_disk(image: Path, target: Path) -> None:
 def _configure(backing: int, image: Path) -> tuple[int, int]:
     """Claim a free loop device: (its descriptor, its number). Others claim too, so a lost race is tried again."""
     name = os.fsencode(image)[-63:]
-    zero = (0,) * 5
-    config = _LOOP_CONFIG.pack(backing, 0, *zero, 0, 0, 0, _LO_FLAGS_AUTOCLEAR, name, b"", b"", 0, 0)
+    # Direct: a box that writes without end then waits for its own disk, and does not fill the machine's page cache with what others must wait for.
+    # The kernel passes it over where the backing file system has no direct I/O.
+    zero, flags = (0,) * 5, _LO_FLAGS_AUTOCLEAR | _LO_FLAGS_DIRECT_IO
+    config = _LOOP_CONFIG.pack(backing, 0, *zero, 0, 0, 0, flags, name, b"", b"", 0, 0)
     for _ in range(_ATTEMPTS):
         number = _free_number()
         device = -1

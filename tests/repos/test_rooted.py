@@ -192,6 +192,14 @@ async def test_the_usual_limits_are_the_usable_ones(workspaces: RootWorkspaces) 
     assert await workspaces.usage_bytes(BOX) < 4 * MIB  # sparse
 
 
+async def test_a_boxs_writes_pass_the_machines_page_cache_by(workspaces: RootWorkspaces, tmp_path: Path) -> None:
+    """The page cache is the machine's: what one box left in it to be written, others would wait for."""
+    await workspaces.prepare(BOX, None, SMALL, expires_at=0.0)
+    (device,) = (name for name, file in loops.backing_files().items() if tmp_path in file.parents)
+    direct = await asyncio.to_thread(Path("/sys/block", device, "loop/dio").read_text)
+    assert direct.strip() == "1"
+
+
 async def test_removal_leaves_nothing(workspaces: RootWorkspaces, template: Template, tmp_path: Path) -> None:
     made = await workspaces.prepare(BOX, template, SMALL)
     inside(made, "mkdir -m 000 shut; ln -s / slash; mkfifo pipe")
