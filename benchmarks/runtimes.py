@@ -43,12 +43,13 @@ class Subject:
     name: str
     backend: str
     runtime: str = ""
+    image: str = IMAGE
 
 
 SUBJECTS = (
     Subject(name="docker, runc", backend="docker", runtime="runc"),
     Subject(name="docker, gVisor", backend="docker", runtime="runsc"),
-    Subject(name="local, bubblewrap", backend="local"),
+    Subject(name="local, bubblewrap", backend="local", image="host"),
 )
 
 
@@ -161,10 +162,10 @@ def budgets(subject: Subject, samples: dict[str, Sample]) -> list[Budget]:
 
 async def run(folder: Path, repo: Path, commit: str) -> tuple[list[Budget], list[Sample]]:
     """Every subject; one that this machine lacks is named, not left out in silence."""
-    task = Task(id=TaskId("bench"), repo=str(repo), commit=commit, image=IMAGE, prompt="", grader="file_f1")
     all_budgets: list[Budget] = []
     all_samples: list[Sample] = []
     for number, subject in enumerate(SUBJECTS):
+        task = Task(id=TaskId("bench"), repo=str(repo), commit=commit, image=subject.image, prompt="", grader="file_f1")
         try:
             found, samples = await one(subject, folder / str(number), task)
         except (Misconfigured, EngineUnavailable) as error:
