@@ -176,7 +176,7 @@ func (c *sessionCall) open() *Failure {
 	}
 	if s.shell != nil {
 		if s.shell.tty != c.op.TTY {
-			return refuse(codeExists, fmt.Sprintf("session %s runs %s; take another name, or end it with exit", s.name, terminalWord(s.shell.tty)))
+			return refuse(codeExists, fmt.Sprintf("session %s runs %s; call it that way, take another name, or end it with exit", s.name, terminalWord(s.shell.tty)))
 		}
 		return nil
 	}

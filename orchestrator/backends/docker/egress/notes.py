@@ -23,18 +23,20 @@ LISTENS = "0A"
 
 
 def prepare(folder: Path, plan: ProxyPlan) -> None:
-    # The proxy may write into the files that are made for it, and can make none: what it is tricked into cannot misname them.
-    for part in ("conf", "notes", "cut"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    (folder / "conf" / "wired").unlink(missing_ok=True)
-    (folder / "conf" / "squid.conf").write_text(plans.squid_conf(plan), encoding="ascii")
-    (folder / "conf" / "dnsmasq.conf").write_text(plans.dnsmasq_conf(plan.network), encoding="ascii")
+    folder.mkdir(parents=True, exist_ok=True)
+    # First: a folder without its list is found by no sweep.
     listed = {
         "allow": plan.network.allow,
         "ports": plan.network.ports,
         "use": plan.owner.get("tiltyard.egress.use", ""),
     }
     (folder / "list.json").write_text(json.dumps(listed), encoding="ascii")
+    # The proxy may write into the files that are made for it, and can make none: what it is tricked into cannot misname them.
+    for part in ("conf", "notes", "cut"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    (folder / "conf" / "wired").unlink(missing_ok=True)
+    (folder / "conf" / "squid.conf").write_text(plans.squid_conf(plan), encoding="ascii")
+    (folder / "conf" / "dnsmasq.conf").write_text(plans.dnsmasq_conf(plan.network), encoding="ascii")
 
 
 def network_of(folder: Path) -> Network:
