@@ -29,7 +29,7 @@ def own(tmp_path: Path) -> Iterator[Path]:
     folder.chmod(0o755)
     os.chown(folder, USER, USER)
     for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
+        parent.chmod(parent.stat().st_mode & 0o7777 | 0o055)
     yield folder
     shutil.rmtree(folder)
 

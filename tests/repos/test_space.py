@@ -68,7 +68,7 @@ def test_a_tree_too_deep_to_name_is_walked_and_one_too_deep_to_walk_is_over(tmp_
 def test_a_closed_folder_hides_nothing_and_is_closed_again(tmp_path: Path) -> None:
     """As its owner, who is not root."""
     for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
+        parent.chmod(parent.stat().st_mode & 0o7777 | 0o055)
     shut = tmp_path / "own" / "shut"
     (shut / "deeper").mkdir(parents=True)
     (shut / "deeper" / "big").write_bytes(b"x" * MIB)

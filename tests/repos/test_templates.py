@@ -307,7 +307,7 @@ async def test_without_root_all_of_it_works_under_one_uid(
     for path in (origin.repo.path, *origin.repo.path.rglob("*")):
         os.lchown(path, 12345, 12345)
     for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
+        parent.chmod(parent.stat().st_mode & 0o7777 | 0o055)
     (tmp_path / "own").mkdir()
     os.chown(tmp_path / "own", 12345, 12345)
     drop = ("setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups")

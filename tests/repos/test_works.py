@@ -42,7 +42,7 @@ def place(tmp_path: Path) -> Path:
         (tmp_path / name).mkdir()
     (tmp_path / "lower" / "file").touch()
     for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
+        parent.chmod(parent.stat().st_mode & 0o7777 | 0o055)
     for path in (tmp_path, *tmp_path.rglob("*")):
         os.chown(path, USER, USER)
     return tmp_path
