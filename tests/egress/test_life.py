@@ -173,6 +173,20 @@ async def test_a_proxy_that_ended_breaks_its_boxes_for_good_and_the_next_box_get
     assert await backend.cut(next_one.id)
 
 
+async def test_a_box_whose_wire_somebody_removed_is_lost_not_without_a_network(
+    backend: DockerBackend, opened: Open, engine: Engine
+) -> None:
+    """Its namespace lives on with the box, and so does the wire: nobody can say what went over it."""
+    box = await opened()
+    holder = await engine.inspect(f"tiltyard-{box.id}-net")
+    assert holder is not None
+    await engine.remove(holder.id)
+    with pytest.raises(SandboxLost, match="network broke"):
+        await backend.cut(box.id)
+    await backend.destroy(box.id)
+    await backend.tidy()
+
+
 async def test_a_wire_without_a_box_is_found_and_removed(backend: DockerBackend, opened: Open, engine: Engine) -> None:
     """As a process leaves it that was killed between the two."""
     box = await opened()

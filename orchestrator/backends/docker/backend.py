@@ -159,7 +159,13 @@ class DockerBackend:
 
     async def cut(self, sandbox_id: SandboxId) -> Sequence[NetworkAttempt]:
         """See EgressControl."""
-        return await finish(self._egress.cut(sandbox_id))
+        told = await finish(self._egress.cut(sandbox_id))
+        if told is not None:
+            return told
+        own = await self._own(sandbox_id)
+        if own is not None and own.wired:
+            raise SandboxLost("the box's network broke: what holds it was removed")
+        return ()
 
     async def tidy(self) -> None:
         """End proxies that no box uses: a killed process may have left one. Only for whoever holds the host's lock. Raises EngineUnavailable."""

@@ -24,6 +24,8 @@ class ContainerState:
     pid: int
     started_at: float
     runtime: str
+    wired: bool = False
+    """Whether it lives in another container's network namespace."""
     labels: Mapping[str, str] = field(default_factory=dict)
     mounts: Mapping[str, Path] = field(default_factory=dict)
     """Where in the box -> the folder of this machine."""
@@ -126,6 +128,7 @@ def container_state(found: Mapping[str, Any]) -> ContainerState:
         pid=int(state["Pid"]),
         started_at=timestamp(state.get("StartedAt") or ""),
         runtime=str(found["HostConfig"].get("Runtime") or ""),
+        wired=str(found["HostConfig"].get("NetworkMode") or "").startswith("container:"),
         labels=found["Config"].get("Labels") or {},
         mounts={str(mount["Destination"]): Path(mount["Source"]) for mount in found.get("Mounts") or []},
     )

@@ -241,7 +241,8 @@ class DockerImages:
 
     async def _report(self, plan: SetupPlan, what: str) -> str:
         tail = await self._engine.log_tail(plan.volume, LOG_LINES)
-        refused = [f"{each.host}:{each.port}" for each in await self._egress.cut(plan.volume) if not each.allowed]
+        tried = await self._egress.cut(plan.volume) or ()
+        refused = [f"{each.host}:{each.port}" for each in tried if not each.allowed]
         hosts = f"; setup_network refused them {', '.join(refused[:10])}" if refused else ""
         if plan.wire is None:
             hosts = "; they had no network, since the task has no setup_network"

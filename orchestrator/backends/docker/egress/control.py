@@ -98,11 +98,11 @@ class Egress:
             await finish(self._abandon(owner))
             raise
 
-    async def cut(self, owner: str) -> Sequence[NetworkAttempt]:
-        """See `interfaces.EgressControl`."""
+    async def cut(self, owner: str) -> Sequence[NetworkAttempt] | None:
+        """See `interfaces.EgressControl`; None of an owner without a wire. Raises also StartFailed (this machine could not: try again)."""
         holder = await self._holder(owner)
         if holder is None:
-            return ()
+            return None
         labels = holder.labels
         folder, number = self._folder / labels[PROXY_LABEL], int(labels[NUMBER_LABEL])
         if not await asyncio.to_thread(notes.is_cut, folder, number):
