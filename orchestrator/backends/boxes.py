@@ -4,10 +4,11 @@ import asyncio
 import re
 from collections.abc import Mapping
 
-from orchestrator.agent.config import RUN_DIR
-from orchestrator.errors import SandboxError
-from orchestrator.models import SandboxId
-from orchestrator.repos.workspace import Workspaces
+from orchestrator.agent.config import RUN_DIR, AgentConfig
+from orchestrator.errors import Misconfigured, SandboxError
+from orchestrator.interfaces import SandboxSpec
+from orchestrator.models import Limits, SandboxId
+from orchestrator.repos.workspace import Workspace, Workspaces
 
 AGENT_PATH = "/tiltyard-agent"
 CONFIG_NAME = "config.json"
@@ -57,6 +58,32 @@ RESERVED_FOLDERS = frozenset(
 def box_environment(image: Mapping[str, str]) -> dict[str, str]:
     """The environment of commands: what the image declares, ours over it, nothing of this machine."""
     return {"PATH": DEFAULT_PATH, **image, **FIXED_ENVIRONMENT}
+
+
+def check_limits(limits: Limits) -> None:
+    """Raises Misconfigured."""
+    if limits.memory_mib < MIN_MEMORY_MIB or limits.cpus <= 0 or limits.pids < 1 or limits.open_files < 64:
+        raise Misconfigured(
+            f"limits are too small to start anything: memory_mib >= {MIN_MEMORY_MIB}, cpus > 0, pids >= 1, open_files >= 64"
+        )
+
+
+def one_uid(workspace: Workspace) -> bool:
+    """Whether agent and commands must share a uid: the form without root grants no second one."""
+    return workspace.uid_count == 1
+
+
+def agent_config(workspace: Workspace, spec: SandboxSpec, environment: Mapping[str, str]) -> AgentConfig:
+    """What the box's agent is told. Grader boxes alone may run a command as the agent itself."""
+    return AgentConfig(
+        uid_base=workspace.uid_base,
+        uid_count=workspace.uid_count,
+        workspace=spec.workdir,
+        home=HOME,
+        mode="one_uid" if one_uid(workspace) else "split",
+        allow_root_exec=spec.grader,
+        env=environment,
+    )
 
 
 def cpu_period_us(cpus: float) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.agent.config import RUN_DIR, AgentConfig
+from orchestrator.backends import boxes
 from orchestrator.backends.boxes import (
     AGENT_CAPABILITIES,
     AGENT_PATH,
@@ -14,7 +15,6 @@ from orchestrator.backends.boxes import (
     HOME,
     MIB,
     MIN_FILE_BYTES,
-    MIN_MEMORY_MIB,
     RESERVED_FOLDERS,
     SANDBOX_NAME,
     SHM_BYTES,
@@ -93,11 +93,6 @@ def container_name(sandbox_id: SandboxId) -> str:
     return f"tiltyard-{sandbox_id}"
 
 
-def one_uid(workspace: Workspace) -> bool:
-    """Whether agent and commands must share a uid: the form without root grants no second one."""
-    return workspace.uid_count == 1
-
-
 def owner_labels(deployment: str, host_id: str) -> dict[str, str]:
     """What every container and volume of this host carries."""
     return {"tiltyard.deployment": deployment, "tiltyard.host": host_id}
@@ -118,24 +113,12 @@ def check_spec(sandbox_id: SandboxId, spec: SandboxSpec) -> None:
     reserved = sorted(key for key in spec.labels if key.startswith(LABEL_PREFIX))
     if reserved:
         raise Misconfigured(f"labels that start with {LABEL_PREFIX!r} are reserved: {', '.join(reserved)}")
-    limits = spec.limits
-    if limits.memory_mib < MIN_MEMORY_MIB or limits.cpus <= 0 or limits.pids < 1 or limits.open_files < 64:
-        raise Misconfigured(
-            f"limits are too small to start anything: memory_mib >= {MIN_MEMORY_MIB}, cpus > 0, pids >= 1, open_files >= 64"
-        )
+    boxes.check_limits(spec.limits)
 
 
 def agent_config(plan: BoxPlan) -> AgentConfig:
-    """What the box's agent is told. Grader boxes alone may run a command as the agent itself."""
-    return AgentConfig(
-        uid_base=plan.workspace.uid_base,
-        uid_count=plan.workspace.uid_count,
-        workspace=plan.spec.workdir,
-        home=HOME,
-        mode="one_uid" if one_uid(plan.workspace) else "split",
-        allow_root_exec=plan.spec.grader,
-        env={**box_environment(plan.image_environment), **(plan.wire.environment if plan.wire else {})},
-    )
+    told = plan.wire.environment if plan.wire else {}
+    return boxes.agent_config(plan.workspace, plan.spec, {**box_environment(plan.image_environment), **told})
 
 
 def volume_name(sandbox_id: SandboxId) -> str:
@@ -149,7 +132,7 @@ def volume_options(volume: OverlayVolume) -> dict[str, str]:
 
 def container_spec(plan: BoxPlan) -> Body:
     """The body of the create request: everything a box may and may not do stands here."""
-    shared = one_uid(plan.workspace)
+    shared = boxes.one_uid(plan.workspace)
     uid = plan.workspace.uid_base
     return {
         "Image": plan.image_id,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from orchestrator.agent.config import RUN_DIR, AgentConfig
+from orchestrator.backends import boxes
 from orchestrator.backends.boxes import (
     AGENT_CAPABILITIES,
     AGENT_PATH,
@@ -14,7 +15,6 @@ from orchestrator.backends.boxes import (
     HOME,
     MIB,
     MIN_FILE_BYTES,
-    MIN_MEMORY_MIB,
     RESERVED_FOLDERS,
     SANDBOX_NAME,
     SHM_BYTES,
@@ -24,7 +24,7 @@ from orchestrator.backends.local.root import LINKED, Root
 from orchestrator.backends.local.settings import HOST_IMAGE
 from orchestrator.errors import Misconfigured
 from orchestrator.interfaces import SandboxSpec
-from orchestrator.models import Limits, SandboxId
+from orchestrator.models import SandboxId
 from orchestrator.repos.workspace import OverlayVolume, Workspace
 
 HOST_ID = re.compile(r"host:[0-9a-f]{12}")
@@ -64,11 +64,6 @@ class BoxPlan:
     """Of whoever runs this: 0 gives each box uids of its own."""
 
 
-def one_uid(workspace: Workspace) -> bool:
-    """Whether agent and commands must share a uid: without root there is no second one."""
-    return workspace.uid_count == 1
-
-
 def check_spec(sandbox_id: SandboxId, spec: SandboxSpec, *, any_image: bool, rooted: bool) -> None:
     """Raises Misconfigured for what this backend cannot honour; nothing is ever ignored."""
     if spec.grader and not rooted:
@@ -83,7 +78,7 @@ def check_spec(sandbox_id: SandboxId, spec: SandboxSpec, *, any_image: bool, roo
             "the local backend gives no box a network: take network.allow off the task, or serve with docker"
         )
     check_workdir(spec.workdir)
-    _check_limits(spec.limits)
+    boxes.check_limits(spec.limits)
 
 
 def check_workdir(workdir: str) -> None:
@@ -109,24 +104,8 @@ def _inside_host(folder: str) -> bool:
     return any(f"{folder}/".startswith(f"/{top}/") for top in (*LINKED, "usr", "etc", "proc", "sys", "dev", "run"))
 
 
-def _check_limits(limits: Limits) -> None:
-    if limits.memory_mib < MIN_MEMORY_MIB or limits.cpus <= 0 or limits.pids < 1 or limits.open_files < 64:
-        raise Misconfigured(
-            f"limits are too small to start anything: memory_mib >= {MIN_MEMORY_MIB}, cpus > 0, pids >= 1, open_files >= 64"
-        )
-
-
 def agent_config(plan: BoxPlan) -> AgentConfig:
-    """What the box's agent is told. Grader boxes alone may run a command as the agent itself."""
-    return AgentConfig(
-        uid_base=plan.workspace.uid_base,
-        uid_count=plan.workspace.uid_count,
-        workspace=plan.spec.workdir,
-        home=HOME,
-        mode="one_uid" if one_uid(plan.workspace) else "split",
-        allow_root_exec=plan.spec.grader,
-        env=box_environment({"LANG": "C.UTF-8"}),
-    )
+    return boxes.agent_config(plan.workspace, plan.spec, box_environment({"LANG": "C.UTF-8"}))
 
 
 def command(plan: BoxPlan, *, seccomp_fd: int, status_fd: int) -> list[str]:
@@ -154,7 +133,7 @@ def _limited(plan: BoxPlan) -> list[str]:
     limits = plan.spec.limits
     file_bytes = max(limits.disk_mib * MIB, MIN_FILE_BYTES)
     arguments = [f"--nofile={limits.open_files}", "--core=0", f"--fsize={file_bytes}"]
-    if one_uid(plan.workspace):
+    if boxes.one_uid(plan.workspace):
         # The kernel counts a uid's processes per user namespace, so that this holds for the box alone; there is no cgroup to do it.
         arguments += [f"--nproc={limits.pids + AGENT_PIDS}", f"--data={limits.memory_mib * MIB}"]
     else:
