@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -14,8 +15,9 @@ const (
 	// sweepLimit is how long one command's tree is chased before all commands of its uid die with it: on runc a sweep of 300
 	// processes takes tens of milliseconds, and only runners that fork faster than /proc is read need longer.
 	sweepLimit = time.Second
-	// emptyRounds must find nobody one after another: a process that forks and exits without end can slip between the entries of one look.
-	emptyRounds = 3
+	// enoughQuiet is what looks that found nobody must come to, one after another. A look during which nothing vanished counts whole; one during
+	// which something did proves little, since a process that forks and exits without end slips between the entries of many.
+	enoughQuiet, wholeQuiet, littleQuiet = 60, 20, 1
 	// hastyRounds are tried without stopping what is to be killed.
 	hastyRounds = 3
 	// killAllLimit bounds the wait for killed processes to be gone (big memory takes a while to free).
@@ -35,6 +37,8 @@ type killer struct {
 	config *Config
 	tags   bool // commands carry a supplementary group of their own
 	uids   chan killOrder
+
+	untagged sync.Mutex // held by a sweep where there are no tags
 }
 
 type killOrder struct {
@@ -97,20 +101,34 @@ func members(all []process, belongs func(process) bool) []process {
 // Where the first process is kept, it is first tried without stopping: gVisor sends SIGHUP to a process group with a stopped member
 // when another one dies, which would end that process.
 func (k *killer) sweep(t tree, limit time.Duration) bool {
+	if !k.tags {
+		k.untagged.Lock() // one sweep lets go of what another holds
+		defer k.untagged.Unlock()
+	}
 	deadline := time.Now().Add(limit)
 	stopped := map[int]bool{}
-	pause, empty := 100*time.Microsecond, 0
+	var held *still
+	defer func() {
+		if held != nil {
+			k.release(held)
+		}
+	}()
+	pause, quiet := 100*time.Microsecond, 0
 	for round := 0; time.Now().Before(deadline); round++ {
-		all := k.proc.scan()
+		all, vanished := k.proc.look()
 		alive := members(all, func(p process) bool { return stopped[p.pid] && !k.tags || k.belongs(p, t) })
 		alive = t.meant(all, alive)
 		if len(alive) == 0 {
-			if empty++; empty == emptyRounds {
+			if !k.tags && !t.keepRoot && held == nil && os.Getpid() == 1 {
+				held = k.hold()
+				continue
+			}
+			if quiet += worth(vanished); quiet >= enoughQuiet {
 				return true
 			}
 			continue
 		}
-		empty = 0
+		quiet = 0
 		fresh := false
 		for _, p := range alive {
 			if stop := !t.keepRoot || round >= hastyRounds; stop && !stopped[p.pid] {
@@ -128,6 +146,38 @@ func (k *killer) sweep(t tree, limit time.Duration) bool {
 		pause = min(2*pause, 5*time.Millisecond)
 	}
 	return false
+}
+
+// worth of a look that found nobody.
+func worth(vanished bool) int {
+	if vanished {
+		return littleQuiet
+	}
+	return wholeQuiet
+}
+
+// still stops whatever runs as our own uid, for as long as a sweep that can tell a tree only by its environment takes: a runner is gone before that was
+// read, but nobody outruns kill(-1). What was stopped before stays so in the end. Only in a pid namespace of our own.
+type still struct {
+	before map[int]bool
+}
+
+func (k *killer) hold() *still {
+	s := &still{before: map[int]bool{}}
+	for _, p := range k.proc.scan() {
+		s.before[p.pid] = p.stopped
+	}
+	_ = syscall.Kill(-1, syscall.SIGSTOP)
+	return s
+}
+
+// release lets all go on: one that does not show as stopped yet may have the signal still before it.
+func (k *killer) release(s *still) {
+	for _, p := range k.proc.scan() {
+		if !s.before[p.pid] && !p.zombie {
+			kill1(p.pid, syscall.SIGCONT)
+		}
+	}
 }
 
 // meant leaves out of the tree what is to live on.

@@ -6,11 +6,12 @@ import (
 	"syscall"
 )
 
-// process is what /proc says of one: zombies (already dead, not yet reaped) are marked.
+// process is what /proc says of one: zombies (already dead, not yet reaped) and stopped ones are marked.
 type process struct {
 	pid, parent int
 	uid         int
 	zombie      bool
+	stopped     bool
 	groups      []uint32
 }
 
@@ -27,22 +28,29 @@ func openProc() (*procTable, error) {
 
 // scan lists every process but ourselves. Processes that vanish meanwhile are left out.
 func (t *procTable) scan() []process {
+	found, _ := t.look()
+	return found
+}
+
+// look is scan, and whether a process vanished while it was looked at: what it started since may not be in the list.
+func (t *procTable) look() (found []process, vanished bool) {
 	fd, err := openAt(t.fd, ".", syscall.O_RDONLY|syscall.O_DIRECTORY, 0)
 	if err != nil {
-		return nil
+		return nil, true
 	}
 	defer syscall.Close(fd)
 	self := syscall.Getpid()
-	var found []process
 	_ = eachEntry(fd, func(name string, _ byte) error {
 		if pid, err := strconv.Atoi(name); err == nil && pid != self {
-			if p, ok := t.read(pid); ok {
+			p, ok := t.read(pid)
+			if ok {
 				found = append(found, p)
 			}
+			vanished = vanished || !ok
 		}
 		return nil
 	})
-	return found
+	return found, vanished
 }
 
 // pids are those of every process but ourselves.
@@ -89,6 +97,7 @@ func parseStatus(pid int, text []byte) process {
 		case "State":
 			state := bytes.TrimSpace(rest)
 			p.zombie = len(state) > 0 && (state[0] == 'Z' || state[0] == 'X')
+			p.stopped = len(state) > 0 && state[0] == 'T'
 		case "PPid":
 			p.parent, _ = strconv.Atoi(string(bytes.TrimSpace(rest)))
 		case "Uid":

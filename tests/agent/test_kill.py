@@ -3,6 +3,7 @@
 # ruff: noqa: ASYNC240  (small local files and /proc, read at once)
 
 import asyncio
+import shutil
 import subprocess
 import tempfile
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from orchestrator.agent.binary import probe_binary
 from orchestrator.errors import RolloutClosed
 from orchestrator.models import OpId
 from orchestrator.operations import (
@@ -65,6 +67,7 @@ async def test_the_command_beside_runs_to_its_end(box: Box) -> None:
     assert (await beside).stdout.head == b"whole\n"
 
 
+RUNS = 12
 RUNNER = """
 import os, time
 if os.fork():
@@ -96,6 +99,38 @@ async def test_who_outruns_the_sweep_takes_all_commands_with_it(box: Box) -> Non
         await box.own(Freeze())
         await beside
     await until(lambda: not box.zombies(), "every runner to be reaped")
+
+
+ONE_UID = ("setpriv", "--reuid={uid}", "--regid={uid}", "--clear-groups")
+
+
+async def test_who_is_held_still_for_a_sweep_goes_on_afterwards(open_box: OpenBox) -> None:
+    """Where a tree is known by its environment alone, a sweep stops what is beside it for a moment; what was stopped before stays stopped."""
+    async with open_box(mode="one_uid", prefix=ONE_UID) as box:
+        stopped, earlier = (await box.text("sleep 400 & kill -STOP $!; echo $!; sleep 401 & echo $!")).split()
+        await box.text("mkfifo go")
+        beside = asyncio.create_task(box.sh("read x < go; echo whole"))
+        await until(lambda: len(box.pids()) >= 4, "the command to run")
+        assert (await box.sh("sleep 60 & sleep 60", timeout_s=0.2)).timed_out
+        states = await box.text(f"cut -d' ' -f3 /proc/{stopped}/stat /proc/{earlier}/stat")
+        assert states.split() == ["T", "S"]
+        await box.text("echo > go")
+        assert (await beside).stdout.head == b"whole\n"
+
+
+async def test_a_runner_is_found_although_only_its_environment_tells_whose_it_is(open_box: OpenBox) -> None:
+    """Again and again: one that is never the same process may be missed by one look, and by three."""
+    async with open_box(mode="one_uid", prefix=ONE_UID) as box:
+        runner = Path(box.config.workspace, "probe")
+        shutil.copy(probe_binary(), runner)
+        runner.chmod(0o755)
+        beat = Path(box.config.workspace, "beat")
+        for _ in range(RUNS):
+            result = await box.sh("./probe runner beat 30; sleep 30", timeout_s=0.15)
+            assert result.timed_out
+            size = beat.stat().st_size
+            await asyncio.sleep(0.05)
+            assert beat.stat().st_size == size, "it lives"
 
 
 async def test_other_uids_are_spared_when_all_commands_must_die(open_box: OpenBox) -> None:
