@@ -119,6 +119,8 @@ class OwnedSandbox:
     id: SandboxId
     created_at: float
     running: bool
+    host: HostId | None = None
+    """Who made it, where other hosts' boxes are in the scope, too; None: this host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +151,9 @@ class SandboxBackend(Protocol):
         """Idempotent; returns when nothing of the box is left. Raises EngineUnavailable."""
         ...
 
-    async def owned(self) -> Sequence[OwnedSandbox]: ...
+    async def owned(self) -> Sequence[OwnedSandbox]:
+        """What exists in this scope, but for warm boxes that the backend keeps itself."""
+        ...
 
     async def capacity(self) -> Capacity: ...
 
@@ -167,6 +171,15 @@ class EgressControl(Protocol):
 
         Raises SandboxLost (its network broke before: what it could reach since is not known), EngineUnavailable.
         """
+        ...
+
+
+@runtime_checkable
+class WarmBoxes(Protocol):
+    """A second Protocol of backends that keep boxes ready themselves, by what they are made from."""
+
+    def claim(self, spec: SandboxSpec) -> SandboxId | None:
+        """The id of a box that stands ready for `spec` and is now the caller's: `create` with this id and spec hands it out. None: make one."""
         ...
 
 
@@ -355,8 +368,8 @@ class Store(Protocol):
 
     async def tainted(self, rollout: RolloutKey) -> str: ...
 
-    async def open_bindings(self, host: HostId) -> Sequence[Binding]:
-        """In state OPEN or GRADING."""
+    async def open_bindings(self, host: HostId | None) -> Sequence[Binding]:
+        """In state OPEN or GRADING; None: of every host."""
         ...
 
     async def record(self, binding: Binding, call: CallRecord) -> None:

@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     """Token file; see `tiltyard token new`."""
     insecure_loopback: bool = False
     """Serve without tokens, to loopback peers only."""
-    backend: Literal["docker", "local", "fake"] = "docker"
+    backend: Literal["docker", "kubernetes", "local", "fake"] = "docker"
     local_any_image: bool = False
     """Backend local: take tasks that name an image, and run them over this machine's own programs all the same."""
     local_paths: str = ""
@@ -81,6 +81,22 @@ class Settings(BaseSettings):
     """The engine's runtime for boxes: runc, or runsc (gVisor); docs/runtimes.md."""
     accept_old_runc: bool = False
     """Serve although runc lacks published fixes; boxes hold code that nobody trusts, so that without this such a runc is refused."""
+    kube_context: str = ""
+    """Backend kubernetes: context of the kubeconfig; empty: its current one, or the service account inside a cluster."""
+    kube_namespace: str = "tiltyard-sandboxes"
+    """Backend kubernetes: where boxes' pods are made; k8s/base makes it."""
+    kube_agent_image: str = ""
+    """Backend kubernetes: image of the in-box agent as the cluster pulls it; empty: the name that `tiltyard deploy agent-image` gives it."""
+    kube_runtime_class: str = ""
+    """Backend kubernetes: RuntimeClass of boxes, such as gvisor; empty: the cluster's default."""
+    kube_security: Literal["baseline", "restricted"] = "baseline"
+    """Backend kubernetes: pod security level of boxes; restricted has one uid per box, and no grading boxes."""
+    kube_seccomp_profile: str = ""
+    """Backend kubernetes: path of our system call filter below the nodes' seccomp folder; empty: the runtime's own filter."""
+    kube_port_forward: bool = False
+    """Backend kubernetes: reach boxes through the API server, where this machine has no way to pods' addresses."""
+    kube_warm_boxes: int = Field(default=2, ge=0)
+    """Backend kubernetes: pods kept ready per task image in use."""
     memory_limit_mib: int = Field(default=0, ge=0)
     """Memory that all boxes together may be promised; 0: three quarters of the machine's."""
     disk_reserve_mib: int = Field(default=2048, ge=0)

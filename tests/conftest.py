@@ -33,15 +33,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("; ".join(missing))
 
 
+LOOPBACK = ("127.", "::1", "localhost")
+CLUSTER = ("10.244.", "10.245.0.1", "10.96.")
+"""Pods, node and services of the throwaway cluster: all on this machine."""
+
+
 @pytest.fixture(autouse=True)
-def only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refuse connections that leave the machine: unix sockets and loopback only."""
+def only_loopback(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse connections that leave the machine: unix sockets and loopback only, and a cluster of the tests' own where they are about one."""
     connect = socket.socket.connect
+    near = LOOPBACK + CLUSTER if request.node.get_closest_marker("cluster") else LOOPBACK
 
     def guarded(self: socket.socket, address: Any) -> None:
-        if self.family in (socket.AF_INET, socket.AF_INET6) and not str(address[0]).startswith(
-            ("127.", "::1", "localhost")
-        ):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not str(address[0]).startswith(near):
             raise AssertionError(f"a test tried to reach {address[0]}")
         connect(self, address)
 

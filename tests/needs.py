@@ -45,10 +45,21 @@ def _libseccomp() -> str:
     return "" if ctypes.util.find_library("seccomp") else "no libseccomp"
 
 
+@cache
+def _kubernetes() -> str:
+    if os.environ.get("TILTYARD_TEST_KUBECONFIG") or shutil.which("kind"):
+        return ""
+    assets = os.environ.get("TILTYARD_KUBE_ASSETS", "")
+    if not assets:
+        return "set TILTYARD_TEST_KUBECONFIG to a cluster's kubeconfig, or install kind"
+    return "" if os.access(f"{assets}/cluster", os.X_OK) else f"{assets} holds no cluster to start"
+
+
 PROBES: dict[str, Callable[[], str]] = {
     "bwrap": _bwrap,
     "libseccomp": _libseccomp,
     "docker": _docker,
+    "kubernetes": _kubernetes,
     "root": _root,
     "runsc": _runsc,
 }

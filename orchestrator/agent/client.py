@@ -1,4 +1,4 @@
-"""The host's client for one in-box agent: `interfaces.Sandbox` over its unix socket. Protocol: docs/agent-protocol.md."""
+"""The host's client for one in-box agent: `interfaces.Sandbox` over its unix socket or its port. Protocol: docs/agent-protocol.md."""
 
 import asyncio
 import json
@@ -6,13 +6,13 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import assert_never
+from typing import BinaryIO, assert_never
 from urllib.parse import quote, urlencode
 
 from orchestrator.agent import wire
 from orchestrator.agent.fields import Fields, parse_json
 from orchestrator.agent.health import Health, decode_health
-from orchestrator.agent.transport import Reply, Stalled, Transport, Unreachable
+from orchestrator.agent.transport import Reply, Stalled, TcpEndpoint, Transport, Unreachable
 from orchestrator.errors import (
     AgentProtocolError,
     ReplayDiverged,
@@ -67,10 +67,10 @@ class AgentClient:
     """
 
     def __init__(
-        self, sandbox_id: SandboxId, socket: Path, *, explain_loss: Callable[[], Awaitable[TiltyardError]]
+        self, sandbox_id: SandboxId, socket: Path | TcpEndpoint, *, explain_loss: Callable[[], Awaitable[TiltyardError]]
     ) -> None:
         """Raises ValueError for a socket path longer than the kernel takes."""
-        if len(str(socket).encode()) > MAX_SOCKET_PATH:
+        if isinstance(socket, Path) and len(str(socket).encode()) > MAX_SOCKET_PATH:
             raise ValueError(f"a unix socket's path has at most {MAX_SOCKET_PATH} bytes: {socket}")
         self._id = sandbox_id
         self._transport = Transport(socket)
@@ -109,13 +109,33 @@ class AgentClient:
         """See `interfaces.Sandbox`."""
         name = f"{quote(rollout.job, safe='')}/{quote(rollout.trace_id, safe='')}"
         body = json.dumps({"rollout": name, "epoch": epoch}).encode()
-        reply = await self._ask("POST", "/v1/lease", body=body, timeout_s=SHORT_S, limit_bytes=DELTA_REPLY_BYTES)
+        reply = await self._ask(
+            "POST", "/v1/lease", body=body, timeout_s=SHORT_S, limit_bytes=DELTA_REPLY_BYTES, epoch=epoch
+        )
         lease = wire.decode_lease(parse_json(reply.body))
         if lease.epoch != epoch:
             raise AgentProtocolError("the lease is of another epoch than was asked for")
         self._boot_id = lease.boot_id
         self._fence = {"Tiltyard-Rollout": name, "Tiltyard-Epoch": str(epoch)}
         return lease
+
+    async def seed(self, tar: BinaryIO, *, deadline: float) -> None:
+        """Unpack an uncompressed tar (files, folders, links) into the workspace of a box that nobody has yet.
+
+        Raises TimeoutError, what `explain_loss` returns, SandboxError (refused: the box was leased, or is too small for it).
+        """
+        left = deadline - time.monotonic()
+        try:
+            reply = await self._transport.stream(
+                "/v1/seed", tar, timeout_s=max(0.0, left), limit_bytes=SMALL_REPLY_BYTES
+            )
+        except Stalled:
+            raise TimeoutError("the box did not take its repository in time") from None
+        except Unreachable:
+            raise await self._explain_loss() from None
+        if reply.status != 200:
+            f = Fields(parse_json(reply.body), "the refusal")
+            raise SandboxError(f"the box did not take its repository: {f.text('message')}")
 
     async def acknowledge(self, calls: Sequence[CallKey]) -> None:
         """See `interfaces.Sandbox`."""
@@ -212,18 +232,26 @@ class AgentClient:
         body: bytes | None = None,
         limit_bytes: int = SMALL_REPLY_BYTES,
         headers: dict[str, str] | None = None,
+        epoch: int | None = None,
     ) -> Reply:
         try:
-            return await self._send(method, path, body, timeout_s, limit_bytes, headers or {})
+            return await self._send(method, path, body, timeout_s, limit_bytes, headers or {}, epoch)
         except Stalled:
             raise await self._explain_loss() from None
 
     async def _send(
-        self, method: str, path: str, body: bytes | None, timeout_s: float, limit_bytes: int, headers: dict[str, str]
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        timeout_s: float,
+        limit_bytes: int,
+        headers: dict[str, str],
+        epoch: int | None = None,
     ) -> Reply:
         try:
             reply = await self._transport.send(
-                method, path, headers=headers, body=body, timeout_s=timeout_s, limit_bytes=limit_bytes
+                method, path, headers=headers, body=body, timeout_s=timeout_s, limit_bytes=limit_bytes, epoch=epoch
             )
         except Unreachable:
             raise await self._explain_loss() from None

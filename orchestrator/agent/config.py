@@ -8,6 +8,8 @@ from typing import Literal
 from orchestrator.errors import Misconfigured
 
 RUN_DIR = "/run/tiltyard"
+OVER_A_NETWORK = ("listen", "box", "public_key_b64", "allow_loopback", "rlimits")
+"""Not written where they say nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,15 @@ class AgentConfig:
     env: Mapping[str, str] = field(default_factory=dict)
     journal_limit_bytes: int = 256 * 1024 * 1024
     spare_threads: int = 16
+    listen: str = ""
+    """Address and port; empty: the unix socket. The three below go with it."""
+    box: str = ""
+    public_key_b64: str = ""
+    """Ed25519, raw: the agent hears those alone whose tokens the private half signed."""
+    allow_loopback: bool = False
+    """Take connections from the box's own addresses, too, as a port forwarded through the cluster makes them."""
+    rlimits: Mapping[str, int] = field(default_factory=dict)
+    """Of the agent and all commands, where the box's maker can set none: nofile, nproc, fsize_bytes."""
 
     def __post_init__(self) -> None:
         """Raises Misconfigured for what the agent would refuse at its start."""
@@ -43,5 +54,7 @@ class AgentConfig:
     def to_json(self) -> bytes:
         """What the agent reads."""
         names = self.__dataclass_fields__
-        values = {name: getattr(self, name) for name in names} | {"env": dict(self.env)}
+        values = {name: getattr(self, name) for name in names} | {"env": dict(self.env), "rlimits": dict(self.rlimits)}
+        if not self.listen:
+            values = {name: value for name, value in values.items() if name not in OVER_A_NETWORK}
         return json.dumps(values, indent=1, sort_keys=True).encode()

@@ -1,12 +1,13 @@
-"""HTTP to one agent over its unix socket: bounded replies, one kept session, silence told apart from refusals."""
+"""HTTP to one agent over its unix socket or its port: bounded replies, one kept session, silence told apart from refusals."""
 
 import asyncio
 import io
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import aiohttp
 
@@ -17,6 +18,8 @@ PROTOCOLS = frozenset({"1", "2"})
 CHUNK_BYTES = 256 * 1024
 KEEPALIVE_S = 20
 """Less than the agent's 30 s, so that it is we who let go of a connection that is not used."""
+CONNECT_S = 5.0
+"""A box's machine that does not answer within this is taken for gone; on a machine's own socket it is never reached."""
 TRIES = 3
 """A kept connection may just have been closed by the other side; every request of ours may be sent again."""
 
@@ -37,11 +40,24 @@ class Reply:
     protocol: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TcpEndpoint:
+    """An agent that listens on a network. `token` signs for an epoch."""
+
+    host: str
+    port: int
+    token: Callable[[int], str]
+    connect: Callable[[], "aiohttp.BaseConnector"] | None = None
+    """Another way to the agent than its address; None: straight."""
+
+
 class Transport:
     """One aiohttp session, made at the first request; `aclose` ends it. A closed transport answers Unreachable."""
 
-    def __init__(self, socket: Path) -> None:
-        self._socket = socket
+    def __init__(self, endpoint: Path | TcpEndpoint) -> None:
+        """A unix socket's path, or a place on a network."""
+        self._endpoint = endpoint
+        self._base = f"http://{endpoint.host}:{endpoint.port}" if isinstance(endpoint, TcpEndpoint) else "http://agent"
         self._session: aiohttp.ClientSession | None = None
         self._pinned: int | None = None
         self._closed = False
@@ -50,19 +66,41 @@ class Transport:
         if self._closed:
             raise Unreachable
         if self._session is None:
-            self._pinned = _pin(self._socket)
-            connector = aiohttp.UnixConnector(
-                path=f"/proc/self/fd/{self._pinned}", limit=0, keepalive_timeout=KEEPALIVE_S
-            )
+            connector = self._connector()
             self._session = aiohttp.ClientSession(
                 connector=connector,
-                timeout=aiohttp.ClientTimeout(),  # each request brings its own
+                timeout=aiohttp.ClientTimeout(sock_connect=CONNECT_S),  # each request brings its own beside it
+                trust_env=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
                 read_bufsize=CHUNK_BYTES,
             )
         return self._session
+
+    def _connector(self) -> aiohttp.BaseConnector:
+        if isinstance(self._endpoint, TcpEndpoint):
+            if self._endpoint.connect is not None:
+                return self._endpoint.connect()
+            return aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
+        self._pinned = _pin(self._endpoint)
+        return aiohttp.UnixConnector(path=f"/proc/self/fd/{self._pinned}", limit=0, keepalive_timeout=KEEPALIVE_S)
+
+    def _signed(self, headers: Mapping[str, str], epoch: int | None) -> Mapping[str, str]:
+        if not isinstance(self._endpoint, TcpEndpoint):
+            return headers
+        named = int(headers.get("Tiltyard-Epoch", 0)) if epoch is None else epoch
+        return {**headers, "Tiltyard-Token": self._endpoint.token(named)}
+
+    async def stream(self, path: str, body: BinaryIO, *, timeout_s: float, limit_bytes: int) -> Reply:
+        """A large body from a file, sent once. Raises as `send`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._once(self._open(), "PUT", path, self._signed({}, None), body, limit_bytes)
+        except TimeoutError as error:
+            raise Stalled from error
+        except aiohttp.ClientError as error:
+            raise Unreachable from error
 
     async def send(
         self,
@@ -73,15 +111,22 @@ class Transport:
         body: bytes | None,
         timeout_s: float,
         limit_bytes: int,
+        epoch: int | None = None,
     ) -> Reply:
-        """Raises Unreachable, Stalled after `timeout_s`, AgentProtocolError (too long, not HTTP, another protocol)."""
+        """`epoch`: of the token, where the headers name none. Raises Unreachable, Stalled after `timeout_s`, AgentProtocolError (too long, not
+        HTTP, another protocol)."""
         try:
             async with asyncio.timeout(timeout_s):
                 for _ in range(TRIES):
                     session = self._open()
                     try:
-                        return await self._once(session, method, path, headers, body, limit_bytes)
+                        signed = self._signed(headers, epoch)
+                        return await self._once(session, method, path, signed, body, limit_bytes)
+                    except aiohttp.ConnectionTimeoutError as error:
+                        raise Unreachable from error
                     except aiohttp.ClientConnectorError as error:
+                        if isinstance(self._endpoint, TcpEndpoint):
+                            raise Unreachable from error
                         if not isinstance(error.os_error, ConnectionRefusedError):
                             raise Unreachable from error
                         await self._forget(session)
@@ -101,13 +146,15 @@ class Transport:
         method: str,
         path: str,
         headers: Mapping[str, str],
-        body: bytes | None,
+        body: bytes | BinaryIO | None,
         limit_bytes: int,
     ) -> Reply:
-        large = body is not None and len(body) > CHUNK_BYTES
-        data = io.BytesIO(body) if body is not None and large else body  # a long write in parts lets the loop breathe
+        large = isinstance(body, bytes) and len(body) > CHUNK_BYTES
+        data = (
+            io.BytesIO(body) if isinstance(body, bytes) and large else body
+        )  # a long write in parts lets the loop breathe
         async with session.request(
-            method, f"http://agent{path}", headers=headers, data=data, allow_redirects=False
+            method, f"{self._base}{path}", headers=headers, data=data, allow_redirects=False
         ) as response:
             protocol = response.headers.get("Tiltyard-Protocol", "")
             if protocol not in PROTOCOLS:

@@ -11,6 +11,7 @@ BACKENDS = MappingProxyType(
     {
         "docker": "orchestrator.backends.docker.backend:DockerBackend",
         "fake": "orchestrator.backends.fake.backend:FakeBackend",
+        "kubernetes": "orchestrator.backends.kubernetes.backend:KubernetesBackend",
         "local": "orchestrator.backends.local.backend:LocalBackend",
     }
 )

@@ -15,10 +15,32 @@ def check_settings(settings: Settings) -> None:
             f"runtime {settings.runtime!r} is the docker backend's, and the backend is {settings.backend}, which has none: "
             "leave --runtime out, or serve with --backend docker"
         )
+    changed = sorted(name for name in settings.model_fields_set if name.startswith("kube_"))
+    if settings.backend != "kubernetes" and changed:
+        raise Misconfigured(
+            f"TILTYARD_{changed[0].upper()} is the kubernetes backend's, and the backend is {settings.backend}: "
+            "leave it out, or serve with --backend kubernetes"
+        )
     if settings.backend != "local" and (settings.local_any_image or settings.local_paths):
         name = "--host-root" if settings.local_any_image else "TILTYARD_LOCAL_PATHS"
         raise Misconfigured(
             f"{name} is the local backend's, and the backend is {settings.backend}: leave it out, or serve with --backend local"
+        )
+
+
+def check_cluster(jobs: Mapping[JobId, Job], settings: Settings) -> None:
+    """Raises Misconfigured where a task asks for what pods do not have."""
+    tasks = [(f"{job.id}/{task.id}", task) for job in jobs.values() for task in job.tasks.values()]
+    if settings.backend != "kubernetes":
+        return
+    if named := [name for name, task in tasks if task.setup]:
+        raise Misconfigured(
+            f"task {_told(named)} has set-up commands, which the kubernetes backend does not run: build them into the task's image"
+        )
+    if settings.kube_security == "restricted" and (named := [name for name, task in tasks if task.tests is not None]):
+        raise Misconfigured(
+            f"task {_told(named)} is graded by tests in a box with a second uid, which pods of security level restricted do not have: "
+            "serve with TILTYARD_KUBE_SECURITY=baseline"
         )
 
 

@@ -109,11 +109,19 @@ async def _prove(settings: Settings, backend: str, image: str | None) -> int:
             report = await run_named(
                 made.backend,
                 image=image or (HOST_IMAGE if backend == "local" else DEFAULT_IMAGE),
-                runtime=chosen.runtime if backend == "docker" else "",
+                runtime=_runtime(chosen),
                 on_result=lambda r: print(line(r), file=sys.stderr),
             )
     print(render(report))
     return report.exit_status
+
+
+def _runtime(settings: Settings) -> str:
+    """As the suite's subjects are named."""
+    if settings.backend == "kubernetes":
+        restricted = "restricted" if settings.kube_security == "restricted" else ""
+        return "-".join(filter(None, (settings.kube_runtime_class, restricted)))
+    return settings.runtime if settings.backend == "docker" else ""
 
 
 def _row(check: Check) -> dict[str, str]:

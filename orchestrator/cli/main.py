@@ -35,7 +35,7 @@ AcceptOldRunc = Annotated[
 Backend = Annotated[
     str | None,
     typer.Option(
-        help="docker; local (no engine, see docs/local.md); fake (in memory, runs nothing). (TILTYARD_BACKEND)"
+        help="docker; kubernetes (pods); local (no engine, see docs/local.md); fake (in memory, runs nothing). (TILTYARD_BACKEND)"
     ),
 ]
 HostRoot = Annotated[

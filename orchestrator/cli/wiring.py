@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from orchestrator.backends.registry import backend_class
-from orchestrator.cli.contradictions import check_images, check_settings
+from orchestrator.cli.contradictions import check_cluster, check_images, check_settings
 from orchestrator.cli.housekeeping import kept_tidy
 from orchestrator.cli.identity import claim_backend, handle_secret, host_lock
 from orchestrator.cli.networks import check_networks
@@ -40,6 +40,7 @@ from tool_gateway.serving import App
 
 if TYPE_CHECKING:
     from orchestrator.backends.docker.settings import DockerSettings
+    from orchestrator.backends.kubernetes.settings import KubernetesSettings
     from orchestrator.backends.local.settings import LocalSettings
 
 T = TypeVar("T")
@@ -69,6 +70,8 @@ async def engine(settings: Settings, *, starts_boxes: bool = True) -> AsyncItera
     async with AsyncExitStack() as stack:
         if settings.backend == "fake":
             yield await _fake(settings)
+        elif settings.backend == "kubernetes":
+            yield await _kubernetes(settings, stack)
         elif settings.backend == "local":
             yield await _local(settings, stack, starts_boxes)
         else:
@@ -128,6 +131,23 @@ async def _docker(settings: Settings, stack: AsyncExitStack, starts_boxes: bool)
     )
 
 
+async def _kubernetes(settings: Settings, stack: AsyncExitStack) -> Engine:
+    from orchestrator.backends.kubernetes.backend import KubernetesBackend
+    from orchestrator.backends.kubernetes.images import ClusterImages
+
+    backend = await stack.enter_async_context(KubernetesBackend(kubernetes_settings(settings)))
+    images = ClusterImages()
+    templates = TemplateCache(settings.deployment_dir / "cache", setup=images, images=images)
+    capacity = await backend.capacity()
+    return Engine(
+        backend=backend,
+        templates=templates,
+        tidy=_nothing,
+        memory_limit_mib=capacity.memory_mib,
+        on_disk=False,
+    )
+
+
 async def _local(settings: Settings, stack: AsyncExitStack, starts_boxes: bool) -> Engine:
     from orchestrator.backends.local.backend import LocalBackend
     from orchestrator.backends.local.images import LocalImages
@@ -165,6 +185,27 @@ def local_settings(settings: Settings) -> "LocalSettings":
         start_slots=settings.start_slots,
         memory_limit_mib=settings.memory_limit_mib,
         max_boxes=settings.max_boxes,
+    )
+
+
+def kubernetes_settings(settings: Settings) -> "KubernetesSettings":
+    from orchestrator.backends.kubernetes.settings import KubernetesSettings
+
+    return KubernetesSettings(
+        deployment=settings.deployment,
+        host_id=settings.host_id,
+        state_dir=settings.deployment_dir,
+        context=settings.kube_context,
+        namespace=settings.kube_namespace,
+        agent_image=settings.kube_agent_image,
+        runtime_class=settings.kube_runtime_class,
+        security=settings.kube_security,
+        seccomp_profile=settings.kube_seccomp_profile,
+        port_forward=settings.kube_port_forward,
+        warm_boxes=settings.kube_warm_boxes,
+        start_slots=max(settings.start_slots, 8),
+        max_boxes=settings.max_boxes,
+        memory_limit_mib=settings.memory_limit_mib,
     )
 
 
@@ -237,6 +278,7 @@ async def gateway(settings: Settings) -> AsyncIterator[App]:
     check_settings(settings)
     jobs = load_jobs(settings.tasks, settings.jobs, load_tasks)
     check_images(jobs, settings)
+    check_cluster(jobs, settings)
     async with AsyncExitStack() as stack:
         stack.enter_context(host_lock(settings.deployment_dir, settings.host_id))
         await asyncio.to_thread(claim_backend, settings.deployment_dir, settings.backend)

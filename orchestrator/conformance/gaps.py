@@ -144,6 +144,26 @@ _LOCAL_WITHOUT_ROOT: Mapping[str, str] = {
 }
 """`local` itself, with root, has none."""
 
+POD_NETWORK = "a pod has an interface, and to the probe a policy's refusal is an answer; tests/kubernetes/test_escapes.py tries each way out"
+POD_DISK = "a pod's disk is watched by its node, not capped: a box that takes more is evicted, as its own doing; inodes are not counted"
+POD_FILTER = "the runtime's default filter stands in place of ours; TILTYARD_KUBE_SECCOMP_PROFILE names ours where an operator installed it"
+POD_MOUNTS = "an emptyDir is mounted without nosuid and nodev; no command can make a device, and no_new_privs makes set-uid bits void"
+POD_MASKS = "the runtime masks what it masks by default: names of kernel symbols can be read, their addresses cannot"
+_KUBERNETES: Mapping[str, str] = {
+    "archives/an-archive-larger-than-the-disk-is-refused": POD_DISK,
+    "isolation/dangerous-system-calls-are-refused": POD_FILTER,
+    "isolation/system-calls-of-other-tables-are-refused": POD_FILTER,
+    "isolation/writable-places-hold-no-privilege": POD_MOUNTS,
+    "isolation/no-network-interface": POD_NETWORK,
+    "isolation/metadata-service-is-out-of-reach": POD_NETWORK,
+    "isolation/the-world-is-out-of-reach": POD_NETWORK,
+    "isolation/telling-kernel-files-are-masked": POD_MASKS,
+    "limits/disk-above-the-limit-is-refused": POD_DISK,
+    "limits/tmp-and-home-count-too": POD_DISK,
+    "limits/inodes-above-the-limit-are-refused": POD_DISK,
+    "hostile/a-full-box-can-still-be-graded": POD_DISK,
+}
+
 GAPS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "fake": _FAKE,
@@ -151,6 +171,7 @@ GAPS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "docker-runsc": _DOCKER_RUNSC,
         "docker-runsc-busybox": _DOCKER_RUNSC,
         "local-without-root": _LOCAL_WITHOUT_ROOT,
+        "kubernetes": _KUBERNETES,
     }
 )
 """By subject; one that is not named has none."""

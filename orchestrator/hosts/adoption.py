@@ -139,6 +139,7 @@ class Adoption:
             await sandbox.aclose()
             raise
         rollout.sandbox = sandbox
+        self._life.fenced.discard(sandbox.id)
         self._rejoin(rollout, lease)
 
     async def _graded_so_far(self, rollout: Rollout) -> bool:

@@ -38,7 +38,7 @@ from orchestrator.hosts.rollout import Rollout, ended, over, watched
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.hosts.supervised import OwnedTasks
 from orchestrator.hosts.sweeper import Sweeper
-from orchestrator.interfaces import Blobs, Grader, HostLoad, SandboxBackend, Store, Templates, Tool
+from orchestrator.interfaces import Blobs, Grader, HostLoad, SandboxBackend, Scope, Store, Templates, Tool
 from orchestrator.models import (
     Binding,
     CallRequest,
@@ -107,7 +107,7 @@ class SandboxHost:
         self._reserve = Reserve(self._parts, self._tasks, settings.grader_reserve)
         self._life = Lifecycle(self._parts, self._tasks, self._reserve)
         self._adoption = Adoption(self._life)
-        self._sweeper = Sweeper(self._life, started_at=time.time())
+        self._sweeper = Sweeper(self._life, started_at=time.time(), adopt=self._adoption.begin)
         reserve_mib = settings.disk_reserve_mib
         self._disk = free_disk and DiskWatch(free_disk, self._gate, self._life, reserve_mib=reserve_mib)
         self._loading: dict[RolloutKey, asyncio.Future[Rollout | Binding]] = {}
@@ -271,6 +271,8 @@ class SandboxHost:
             raise UnknownRollout(f"no rollout {rollout.trace_id!r}")
         if binding.state is RolloutState.OPEN:
             self._refuse_foreign(binding)
+            if binding.host != self._id:
+                binding = await self._parts.store.adopt(binding, self._id)
             await self._parts.store.close(binding, RolloutState.RELEASED, "released")
             if binding.sandbox is not None:
                 self._parts.remover.retire(binding.sandbox)
@@ -353,8 +355,8 @@ class SandboxHost:
         binding = await self._parts.store.bind(key, task.id, self._id)
         if binding.state not in OPEN_STATES:
             return binding
-        self._refuse_foreign(binding)
         _refuse_other_task(binding.task, task)
+        binding = await self._own(binding)
         if binding.boot_id is not None and binding.state is RolloutState.OPEN:
             self._adoption.begin(binding, task)
             return self._life.live[key]
@@ -363,6 +365,15 @@ class SandboxHost:
             await self._read_record(rollout)
         self._life.live[key] = rollout
         return rollout
+
+    async def _own(self, binding: Binding) -> Binding:
+        """Another host's rollout is taken over where its box can be: by compare-and-set, and its next epoch. Raises StaleLease."""
+        if binding.host == self._id:
+            return binding
+        self._refuse_foreign(binding)
+        if binding.boot_id is not None and binding.state is RolloutState.OPEN:
+            return binding  # adoption takes it over
+        return await self._parts.store.adopt(binding, self._id)
 
     def _boxless(self, binding: Binding, task: Task) -> LeaseState:
         """Of a rollout that never had a box, or whose evidence is stored and whose grade failed: its box has ended."""
@@ -423,7 +434,7 @@ class SandboxHost:
             raise Draining("this host is draining; retry")
 
     def _refuse_foreign(self, binding: Binding) -> None:
-        if binding.host != self._id:
+        if binding.host != self._id and self._parts.backend.scope is Scope.HOST:
             raise StaleLease(f"this rollout is owned by host {binding.host}")
 
 

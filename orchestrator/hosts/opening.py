@@ -14,7 +14,7 @@ from orchestrator.errors import RepositoryError, SandboxDead, SandboxLost, Start
 from orchestrator.hosts.admission import Kind, Ticket
 from orchestrator.hosts.parts import Parts, new_sandbox_id, promised_disk_mib, spec_for
 from orchestrator.hosts.rollout import Rollout
-from orchestrator.interfaces import Lease, Sandbox, SandboxSpec, Template
+from orchestrator.interfaces import Lease, Sandbox, SandboxSpec, Template, WarmBoxes
 from orchestrator.models import Epoch, RolloutKey, SandboxId
 
 GRACE_S = 30.0
@@ -39,6 +39,7 @@ async def open_box(parts: Parts, rollout: Rollout, chosen: Callable[[SandboxId],
     rollout.ticket = ticket.id
     await parts.gate.enter(ticket)
     try:
+        sandbox_id = await _ready(parts, rollout, template) or sandbox_id
         chosen(sandbox_id)
         await _make(parts, rollout, template, sandbox_id)
     finally:
@@ -52,6 +53,16 @@ async def _named(parts: Parts, rollout: Rollout) -> SandboxId:
     sandbox_id = new_sandbox_id("r")
     rollout.binding = await parts.store.attach_sandbox(rollout.binding, sandbox_id, None)
     return sandbox_id
+
+
+async def _ready(parts: Parts, rollout: Rollout, template: Template) -> SandboxId | None:
+    """A box that the backend keeps ready, stored as this rollout's in place of the id that nothing was made under."""
+    if not isinstance(parts.backend, WarmBoxes):
+        return None
+    found = parts.backend.claim(spec_for(rollout.task, template, rollout=rollout.key))
+    if found is not None:
+        rollout.binding = await parts.store.attach_sandbox(rollout.binding, found, None)
+    return found
 
 
 async def _make(parts: Parts, rollout: Rollout, template: Template, sandbox_id: SandboxId) -> None:

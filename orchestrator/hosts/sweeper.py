@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import structlog
 
@@ -11,34 +11,64 @@ from orchestrator.hosts.events import Phase, Stale, StartFailed, Tick
 from orchestrator.hosts.leases import due
 from orchestrator.hosts.lifecycle import Lifecycle
 from orchestrator.hosts.rollout import Rollout
-from orchestrator.interfaces import OwnedSandbox
-from orchestrator.models import SandboxId
+from orchestrator.interfaces import OwnedSandbox, Scope
+from orchestrator.models import Binding, HostId, RolloutState, SandboxId, Task
 
 TOUCHED_AT_ONCE = 200
 
 log = structlog.get_logger(__name__)
 
 
-def orphans(
-    owned: Sequence[OwnedSandbox], covered: Collection[SandboxId], *, now: float, started_at: float, grace_s: float
-) -> list[SandboxId]:
-    """Boxes to remove. Times are wall-clock seconds; `started_at` is this process's.
+ABANDONED_S = 120.0
+"""Several rounds of a live host's own sweep."""
+FOREIGN_S = 3600.0
+"""Another host's box that no open rollout names is in a grade, which takes minutes, or in a reserve, which can spare it."""
 
-    What an earlier process made and nobody took over goes at once; anything else only after the creation grace, since an engine may still be
-    making what a dead process asked for. Pure.
+
+def orphans(
+    owned: Sequence[OwnedSandbox],
+    covered: Collection[SandboxId],
+    *,
+    own: HostId,
+    now: float,
+    started_at: float,
+    grace_s: float,
+) -> list[SandboxId]:
+    """Boxes to remove. Times are wall-clock seconds; `started_at` is this process's, `own` this host.
+
+    What an earlier process of this host made and nobody took over goes at once; anything else only after the creation grace, since an engine
+    may still be making what a dead process asked for. What another host made, and may be using, goes after an hour. Pure.
     """
     return [
         box.id
         for box in owned
-        if box.id not in covered and (box.created_at < started_at or now - box.created_at > grace_s)
+        if box.id not in covered
+        and (
+            now - box.created_at > FOREIGN_S
+            if box.host not in (None, own)
+            else box.created_at < started_at or now - box.created_at > grace_s
+        )
+    ]
+
+
+def abandoned(bindings: Sequence[Binding], *, own: HostId, now: float, ttl_s: float) -> list[Binding]:
+    """Other hosts' rollouts whose host must be dead: a live one would have ended them when they had been idle for `ttl_s`. Pure."""
+    return [
+        binding
+        for binding in bindings
+        if binding.host != own
+        and binding.sandbox is not None
+        and now - binding.touched_at > (FOREIGN_S if binding.state is RolloutState.GRADING else ttl_s + ABANDONED_S)
     ]
 
 
 class Sweeper:
     """Runs only after adoption: until then nobody knows which boxes are covered."""
 
-    def __init__(self, life: Lifecycle, *, started_at: float) -> None:
+    def __init__(self, life: Lifecycle, *, started_at: float, adopt: Callable[[Binding, Task], object]) -> None:
+        """`adopt` takes a rollout of another host over."""
         self._life = life
+        self._adopt = adopt
         self._parts = life.parts
         self._started_at = started_at
 
@@ -87,7 +117,8 @@ class Sweeper:
         owned = await self._parts.backend.owned()
         found = orphans(
             owned,
-            self.covered(),
+            self.covered() | await self._leased_anywhere(),
+            own=self._parts.host_id,
             now=time.time(),
             started_at=self._started_at,
             grace_s=self._parts.settings.creation_grace_s,
@@ -95,6 +126,27 @@ class Sweeper:
         for sandbox_id in found:
             log.warning("orphan_removed", sandbox=sandbox_id)
             self._parts.remover.retire(sandbox_id)
+
+    async def _leased_anywhere(self) -> frozenset[SandboxId]:
+        """What open rollouts of other hosts have, where this host sees their boxes. Asked after `owned`: bindings name their boxes first."""
+        if self._parts.backend.scope is Scope.HOST:
+            return frozenset()
+        bindings = await self._parts.store.open_bindings(None)
+        self._take_over(bindings)
+        return frozenset(
+            binding.sandbox
+            for binding in bindings
+            if binding.host != self._parts.host_id and binding.sandbox is not None
+        )
+
+    def _take_over(self, bindings: Sequence[Binding]) -> None:
+        """Idle rollouts of dead hosts end like our own: taken over first."""
+        ttl_s = self._parts.settings.idle_ttl_s
+        for binding in abandoned(bindings, own=self._parts.host_id, now=time.time(), ttl_s=ttl_s):
+            task = self._parts.task_of(binding.rollout.job, binding.task)
+            if task is not None and binding.rollout not in self._life.live:
+                log.warning("taking_over", rollout=str(binding.rollout), host=binding.host)
+                self._adopt(binding, task)
 
     def covered(self) -> frozenset[SandboxId]:
         """Boxes that a lease, a grade, the reserve or the remover answers for, and those of other hosts' leases."""

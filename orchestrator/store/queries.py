@@ -55,10 +55,10 @@ FINDINGS_OF = (
     .where(findings.c.job == bindparam("job"), findings.c.trace_id == bindparam("trace_id"))
     .order_by(findings.c.id)
 )
-OPEN_BINDINGS = BINDINGS.where(
-    rollouts.c.host == bindparam("host"),
-    rollouts.c.state.in_([RolloutState.OPEN.value, RolloutState.GRADING.value]),
+ALL_OPEN_BINDINGS = BINDINGS.where(
+    rollouts.c.state.in_([RolloutState.OPEN.value, RolloutState.GRADING.value])
 ).order_by(rollouts.c.id)
+OPEN_BINDINGS = ALL_OPEN_BINDINGS.where(rollouts.c.host == bindparam("host"))
 
 _CALL_COUNT = select(func.count()).where(calls.c.rollout_id == rollouts.c.id).scalar_subquery()
 _REWARD_BODY = select(rewards.c.body).where(rewards.c.rollout_id == rollouts.c.id).scalar_subquery()

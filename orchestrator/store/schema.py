@@ -77,6 +77,7 @@ rollouts = Table(
     Column("template", Text),
     UniqueConstraint("job", "trace_id"),
     Index(None, "host", "state"),
+    Index(None, "state"),
     Index(None, "job", "created_at"),
     Index(None, "created_at"),
 )

@@ -126,8 +126,10 @@ class SqlStore:
         rows = await self._read(queries.TAINT, rollout)
         return str(rows[0]["reason"]) if rows else ""
 
-    async def open_bindings(self, host: HostId) -> Sequence[Binding]:
-        """In state OPEN or GRADING, oldest first."""
+    async def open_bindings(self, host: HostId | None) -> Sequence[Binding]:
+        """In state OPEN or GRADING, oldest first; None: of every host."""
+        if host is None:
+            return [codec.binding_of(row) for row in await self._read(queries.ALL_OPEN_BINDINGS)]
         return [codec.binding_of(row) for row in await self._read(queries.OPEN_BINDINGS, host=host)]
 
     async def record(self, binding: Binding, call: CallRecord) -> None:

@@ -31,6 +31,7 @@ type agent struct {
 	cgroup   *cgroup
 	kernel   kernel
 	trimmer  *trimmer
+	gate     *gatekeeper
 	tags     atomic.Uint32
 	unheard  atomic.Int32 // streams of processes left in the background
 }

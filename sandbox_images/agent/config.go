@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/ed25519"
 	"fmt"
 	"os"
 	"path"
@@ -22,6 +23,12 @@ type Config struct {
 	Env          map[string]string
 	JournalLimit int64
 	SpareThreads int
+
+	Listen        string // address and port; empty: the unix socket
+	Box           string
+	PublicKey     ed25519.PublicKey
+	AllowLoopback bool
+	Limits        map[string]int64
 }
 
 const maxConfigBytes = 1 << 20
@@ -63,6 +70,7 @@ func parseConfig(raw []byte) (*Config, error) {
 		JournalLimit: fields.integer("journal_limit_bytes", 256<<20, 4<<20, 1<<40),
 		SpareThreads: int(fields.integer("spare_threads", 16, 0, 256)),
 	}
+	config.network(fields)
 	if err := fields.finish(); err != nil {
 		return nil, err
 	}
@@ -72,7 +80,46 @@ func parseConfig(raw []byte) (*Config, error) {
 	return config, config.check()
 }
 
+// network reads what concerns boxes that are reached over one.
+func (c *Config) network(fields *fields) {
+	c.Listen, c.Box = fields.text("listen", ""), fields.text("box", "")
+	c.PublicKey = fields.blob("public_key_b64", false)
+	c.AllowLoopback = fields.flag("allow_loopback", false)
+	c.Limits = map[string]int64{}
+	if raw, given := fields.take("rlimits"); given {
+		limits, err := parseObject(raw)
+		if err != nil {
+			fields.fail("rlimits", "an object")
+			return
+		}
+		for _, name := range []string{"nofile", "nproc", "fsize_bytes"} {
+			if value := limits.integer(name, 0, 0, 1<<53); value > 0 {
+				c.Limits[name] = value
+			}
+		}
+		if err := limits.finish(); err != nil {
+			fields.fail("rlimits", err.Error())
+		}
+	}
+}
+
+func (c *Config) checkNetwork() error {
+	if c.Listen == "" {
+		if c.Box != "" || len(c.PublicKey) > 0 || c.AllowLoopback {
+			return fmt.Errorf("box, public_key_b64 and allow_loopback stand beside listen")
+		}
+		return nil
+	}
+	if c.Box == "" || len(c.PublicKey) != ed25519.PublicKeySize {
+		return fmt.Errorf("listen needs the box's name and a public key of %d bytes", ed25519.PublicKeySize)
+	}
+	return nil
+}
+
 func (c *Config) check() error {
+	if err := c.checkNetwork(); err != nil {
+		return err
+	}
 	for name, value := range map[string]string{
 		"socket": c.Socket, "state_dir": c.StateDir, "trusted_dir": c.TrustedDir,
 		"workspace": c.Workspace, "home": c.Home, "tmp": c.Tmp,

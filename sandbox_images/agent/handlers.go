@@ -28,6 +28,9 @@ func (a *agent) postLease(w http.ResponseWriter, r *http.Request) error {
 	if err := f.finish(); err != nil {
 		return badRequest("%s", err)
 	}
+	if !a.gate.granted(r, epoch) {
+		return errBadToken
+	}
 	granted, refused := a.registry.lease(rollout, epoch)
 	if refused != nil {
 		return refused

@@ -21,14 +21,20 @@ func run(arguments []string) error {
 		_, err := fmt.Println(protocolVersion)
 		return err
 	}
+	if len(arguments) > 0 && arguments[0] == "install" {
+		return install(arguments[1:])
+	}
 	if len(arguments) != 3 || arguments[0] != "serve" || arguments[1] != "--config" {
-		return errors.New("usage: tiltyard-agent serve --config FILE | version")
+		return errors.New("usage: tiltyard-agent serve --config FILE | install ... | version")
 	}
 	debug.SetGCPercent(40) // an idle box is to cost little; its work is not memory-bound
 	runtime.GOMAXPROCS(min(runtime.NumCPU(), fileThreads))
 	config, err := loadConfig(arguments[2])
 	if err != nil {
 		return fmt.Errorf("config: %w", err)
+	}
+	if err := setLimits(config.Limits); err != nil {
+		return err
 	}
 	if err := harden(); err != nil {
 		return err
@@ -38,7 +44,7 @@ func run(arguments []string) error {
 	if err != nil {
 		return err
 	}
-	listener, err := listen(config.Socket)
+	listener, err := a.listen()
 	if err != nil {
 		return err
 	}

@@ -85,6 +85,13 @@ func (r *registry) fence(rollout string, epoch int64) *apiError {
 	return nil
 }
 
+// seeding tells whether the box is still nobody's.
+func (r *registry) seeding() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !r.leased
+}
+
 // pendingCall is a call that began and is not acknowledged.
 type pendingCall struct {
 	Key        string          `json:"key"`

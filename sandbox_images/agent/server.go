@@ -41,6 +41,13 @@ func listen(file string) (net.Listener, error) {
 	return net.Listen("unix", file)
 }
 
+func (a *agent) listen() (net.Listener, error) {
+	if a.config.Listen != "" {
+		return listenTCP(a.config)
+	}
+	return listen(a.config.Socket)
+}
+
 // limited holds new connections back while there are too many.
 type limited struct {
 	net.Listener
@@ -89,9 +96,12 @@ func (a *agent) serve(listener net.Listener) error {
 type handler func(http.ResponseWriter, *http.Request) error
 
 func (a *agent) routes() http.Handler {
+	gate := newGatekeeper(a.config)
+	a.gate = gate
 	mux := http.NewServeMux()
 	mux.Handle("GET /v1/health", a.wrap(a.getHealth))
 	mux.Handle("POST /v1/lease", a.wrap(a.postLease))
+	mux.Handle("PUT /v1/seed", a.wrap(a.putSeed))
 	for pattern, handle := range map[string]handler{
 		"PUT /v1/ops/{key}/{n}":        a.putOp,
 		"GET /v1/ops/{key}/{n}":        a.getOp,
@@ -108,15 +118,22 @@ func (a *agent) routes() http.Handler {
 	mux.Handle("/", a.wrap(func(http.ResponseWriter, *http.Request) error {
 		return &apiError{http.StatusNotFound, "bad_request", "no such path or method"}
 	}))
-	return mux
+	return a.stamped(gate.admit(mux))
 }
 
-// wrap stamps the reply, bounds the body's time and turns errors and panics into replies without details.
-func (a *agent) wrap(handle handler) http.Handler {
+// stamped puts on every reply, refusals included, who answers.
+func (a *agent) stamped(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Tiltyard-Protocol", strconv.Itoa(protocolVersion))
 		w.Header().Set("Tiltyard-Boot", a.bootID)
 		w.Header()["Date"] = nil
+		next.ServeHTTP(w, r)
+	})
+}
+
+// wrap bounds the body's time, and turns errors and panics into replies without details.
+func (a *agent) wrap(handle handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
 		var err error
 		if failure := guarded(func() { err = handle(w, r) }); failure != nil {

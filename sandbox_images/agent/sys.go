@@ -79,6 +79,20 @@ func renameAt(dir int, from, to string) error {
 	return again(func() error { return syscall.Renameat(dir, from, dir, to) })
 }
 
+// symlinkAt makes a link; an errno comes back.
+func symlinkAt(target string, dir int, name string) error {
+	text, err := syscall.BytePtrFromString(target)
+	if err != nil {
+		return syscall.EINVAL
+	}
+	link, err := syscall.BytePtrFromString(name)
+	if err != nil {
+		return syscall.EINVAL
+	}
+	_, _, errno := syscall.Syscall(syscall.SYS_SYMLINKAT, uintptr(unsafe.Pointer(text)), uintptr(dir), uintptr(unsafe.Pointer(link)))
+	return asError(errno)
+}
+
 // readlinkAt returns the target of the symlink itself, whatever bytes it holds.
 func readlinkAt(dir int, name string) (string, error) {
 	text, err := syscall.BytePtrFromString(name)

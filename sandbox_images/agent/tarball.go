@@ -17,6 +17,7 @@ const (
 	maxTarEntries = 200_000
 	maxGetPaths   = 20_000
 	maxGetBody    = 16 << 20
+	maxSeedBody   = 4 << 30
 )
 
 type putReply struct {
@@ -47,7 +48,7 @@ func (a *agent) putTar(w http.ResponseWriter, r *http.Request) error {
 	}
 	var done putReply
 	var err error
-	unpack := func() { done, err = unpackTar(where, http.MaxBytesReader(w, r.Body, maxStreamedBody)) }
+	unpack := func() { done, err = unpackTar(where, http.MaxBytesReader(w, r.Body, maxStreamedBody), false) }
 	if trusted {
 		unpack() // the agent's own folder, with its own rights
 	} else {
@@ -55,6 +56,35 @@ func (a *agent) putTar(w http.ResponseWriter, r *http.Request) error {
 	}
 	if err != nil {
 		return tarError(asked, err)
+	}
+	reply(w, http.StatusOK, done)
+	return nil
+}
+
+// putSeed unpacks a stream into the workspace before anybody has the box: links may be in it, since no command can be there to have made
+// others.
+func (a *agent) putSeed(w http.ResponseWriter, r *http.Request) error {
+	if err := a.alive(); err != nil {
+		return err
+	}
+	if !a.registry.seeding() {
+		return &apiError{http.StatusConflict, "leased", "a box is seeded before its lease"}
+	}
+	if r.ContentLength > maxSeedBody {
+		return tooLarge(maxSeedBody)
+	}
+	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(streamTimeout)); err != nil {
+		return err
+	}
+	where, failure := a.paths.locate(".", true)
+	if failure != nil {
+		return failure
+	}
+	var done putReply
+	var err error
+	a.crew.as(a.config.UID(0), func() { done, err = unpackTar(where, http.MaxBytesReader(w, r.Body, maxSeedBody), true) })
+	if err != nil {
+		return tarError(".", err)
 	}
 	reply(w, http.StatusOK, done)
 	return nil
@@ -77,7 +107,7 @@ func tarError(asked string, err error) error {
 	var api *apiError
 	switch {
 	case errors.As(err, &over):
-		return tooLarge(maxStreamedBody)
+		return tooLarge(over.Limit)
 	case errors.As(err, &api):
 		return api
 	case errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF):
@@ -86,7 +116,7 @@ func tarError(asked string, err error) error {
 	return refusal(asked, err)
 }
 
-func unpackTar(where place, body io.Reader) (putReply, error) {
+func unpackTar(where place, body io.Reader, links bool) (putReply, error) {
 	base, err := descend(where.start, where.names, where.asked, true)
 	if err != nil {
 		return putReply{}, err
@@ -105,7 +135,7 @@ func unpackTar(where place, body io.Reader) (putReply, error) {
 		if entries >= maxTarEntries {
 			return done, badRequest("a tar holds at most %d entries", maxTarEntries)
 		}
-		names, err := tarNames(head)
+		names, err := tarNames(head, links)
 		if err != nil {
 			return done, err
 		}
@@ -120,8 +150,8 @@ func unpackTar(where place, body io.Reader) (putReply, error) {
 }
 
 // tarNames refuses whatever is no plain regular file or folder below the base.
-func tarNames(head *tar.Header) ([]string, error) {
-	if head.Typeflag != tar.TypeReg && head.Typeflag != tar.TypeDir {
+func tarNames(head *tar.Header, links bool) ([]string, error) {
+	if head.Typeflag != tar.TypeReg && head.Typeflag != tar.TypeDir && !(links && head.Typeflag == tar.TypeSymlink) {
 		return nil, badRequest("%s: only regular files and folders may be in a tar", short(head.Name))
 	}
 	for key := range head.PAXRecords {
@@ -136,7 +166,7 @@ func tarNames(head *tar.Header) ([]string, error) {
 	if failure != nil {
 		return nil, badRequest("%s", failure.Message)
 	}
-	if len(names) == 0 && head.Typeflag == tar.TypeReg {
+	if len(names) == 0 && head.Typeflag != tar.TypeDir {
 		return nil, badRequest("a file in the tar has no name")
 	}
 	return names, nil
@@ -152,12 +182,26 @@ func unpackOne(base int, names []string, head *tar.Header, content io.Reader, bu
 		return err
 	}
 	defer syscall.Close(parent)
+	if head.Typeflag == tar.TypeSymlink {
+		return linkAt(parent, names[len(names)-1], head)
+	}
 	err = land(parent, names[len(names)-1], mode, func(fd int) error { return copyTo(fd, content, buffer) })
 	var errno syscall.Errno
 	if errors.As(err, &errno) {
 		return refusal(head.Name, err)
 	}
 	return err
+}
+
+// linkAt makes a link, which is never followed here; its target is the tree's own business.
+func linkAt(parent int, name string, head *tar.Header) error {
+	if head.Linkname == "" || len(head.Linkname) > 4095 || strings.ContainsRune(head.Linkname, 0) {
+		return badRequest("%s: a link without a target that can be", short(head.Name))
+	}
+	if err := symlinkAt(head.Linkname, parent, name); err != nil {
+		return refusal(head.Name, err)
+	}
+	return nil
 }
 
 func unpackFolder(base int, names []string, asked string, mode uint32) error {

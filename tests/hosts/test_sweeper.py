@@ -7,9 +7,9 @@ import pytest
 
 from orchestrator.backends.fake import DestroyFails, SlowExec
 from orchestrator.errors import Draining, RolloutClosed, UnknownRollout
-from orchestrator.hosts.sweeper import orphans
+from orchestrator.hosts.sweeper import FOREIGN_S, abandoned, orphans
 from orchestrator.interfaces import Bench, OwnedSandbox, SandboxSpec
-from orchestrator.models import RolloutState, SandboxId
+from orchestrator.models import Binding, Epoch, HostId, RolloutState, SandboxId, TaskId
 from tests.hosts.world import TESTED, World, a_call, a_grade, a_task, key, until
 
 pytestmark = pytest.mark.anyio
@@ -21,8 +21,45 @@ def box(name: str, created_at: float) -> OwnedSandbox:
 
 def test_orphans_are_what_nobody_covers_and_nobody_can_be_making() -> None:
     owned = [box("covered", 0.0), box("before", 99.0), box("young", 110.0), box("old", 101.0), box("future", 1e9)]
-    found = orphans(owned, {SandboxId("covered")}, now=140.0, started_at=100.0, grace_s=35.0)
+    found = orphans(owned, {SandboxId("covered")}, own=HostId("me"), now=140.0, started_at=100.0, grace_s=35.0)
     assert found == ["before", "old"]
+
+
+def test_another_hosts_boxes_are_left_alone_for_an_hour() -> None:
+    def foreign(name: str, age_s: float) -> OwnedSandbox:
+        return OwnedSandbox(id=SandboxId(name), created_at=10_000.0 - age_s, running=True, host=HostId("other"))
+
+    owned = [foreign("graded now", 300.0), foreign("of a dead host", FOREIGN_S + 1), foreign("leased", FOREIGN_S + 1)]
+    covered = {SandboxId("leased")}
+    found = orphans(owned, covered, own=HostId("me"), now=10_000.0, started_at=9_999.0, grace_s=35.0)
+    assert found == ["of a dead host"]
+
+
+def test_what_a_live_host_would_have_ended_is_taken_over() -> None:
+    def binding(host: str, idle_s: float, state: RolloutState = RolloutState.OPEN, *, boxed: bool = True) -> Binding:
+        return Binding(
+            rollout=key(f"{host}-{idle_s:g}-{state}"),
+            task=TaskId("t"),
+            host=HostId(host),
+            epoch=Epoch(1),
+            state=state,
+            sandbox=SandboxId("b") if boxed else None,
+            boot_id="x",
+            reason="",
+            tainted="",
+            created_at=0.0,
+            touched_at=10_000.0 - idle_s,
+        )
+
+    idle = binding("dead", 1000.0)
+    bindings = [
+        idle,
+        binding("me", 1000.0),
+        binding("alive", 100.0),
+        binding("dead", 1000.0, boxed=False),
+        binding("dead", 1000.0, RolloutState.GRADING),
+    ]
+    assert abandoned(bindings, own=HostId("me"), now=10_000.0, ttl_s=600.0) == [idle]
 
 
 async def test_an_idle_rollout_expires_and_never_starts_again(world: World) -> None:

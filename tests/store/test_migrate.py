@@ -45,7 +45,7 @@ def test_a_record_of_the_first_schema_is_read(tmp_path: Path) -> None:
     migrate(path, busy_timeout_s=1)
     connection = sqlite3.connect(path)
     connection.executescript(
-        "ALTER TABLE rollouts DROP COLUMN template; UPDATE alembic_version SET version_num = '0001';"
+        "DROP INDEX ix_rollouts_state; ALTER TABLE rollouts DROP COLUMN template; UPDATE alembic_version SET version_num = '0001';"
         "INSERT INTO rollouts VALUES (1, 'j', 't', 'task', 'h', 3, 'open', 'r-1', 'boot', '', 1.0, 2.0);"
     )
     connection.close()
