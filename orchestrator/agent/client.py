@@ -6,13 +6,13 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO, assert_never
+from typing import assert_never
 from urllib.parse import quote, urlencode
 
 from orchestrator.agent import wire
 from orchestrator.agent.fields import Fields, parse_json
 from orchestrator.agent.health import Health, decode_health
-from orchestrator.agent.transport import Reply, Stalled, TcpEndpoint, Transport, Unreachable
+from orchestrator.agent.transport import Reply, Stalled, Streamed, TcpEndpoint, Transport, Unreachable
 from orchestrator.errors import (
     AgentProtocolError,
     ReplayDiverged,
@@ -89,7 +89,7 @@ class AgentClient:
         return decode_health(parse_json(reply.body))
 
     async def wait_ready(self, deadline: float) -> Health:
-        """Wait until a fresh box's agent answers. Raises TimeoutError at `deadline`, AgentProtocolError."""
+        """Wait until a fresh box's agent answers. Raises TimeoutError at `deadline`, AgentProtocolError, what `explain_loss` returns (closed)."""
         while True:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -99,6 +99,8 @@ class AgentClient:
                     "GET", "/v1/health", headers={}, body=None, timeout_s=left, limit_bytes=SMALL_REPLY_BYTES
                 )
             except (Unreachable, Stalled):
+                if self._transport.closed:
+                    raise await self._explain_loss() from None
                 await asyncio.sleep(READY_PAUSE_S)
                 continue
             if reply.status != 200:
@@ -119,23 +121,27 @@ class AgentClient:
         self._fence = {"Tiltyard-Rollout": name, "Tiltyard-Epoch": str(epoch)}
         return lease
 
-    async def seed(self, tar: BinaryIO, *, deadline: float) -> None:
-        """Unpack an uncompressed tar (files, folders, links) into the workspace of a box that nobody has yet.
+    async def seed(self, tar: Streamed, *, deadline: float) -> None:
+        """Unpack an uncompressed tar (files, folders, symlinks) into the workspace of a box that nobody has yet.
 
-        Raises TimeoutError, what `explain_loss` returns, SandboxError (refused: the box was leased, or is too small for it).
+        Raises TimeoutError, what `explain_loss` returns, AgentProtocolError (no valid token), SandboxError (refused: the box was leased, is too
+        small for it, or the tar holds what it may not).
         """
         left = deadline - time.monotonic()
         try:
             reply = await self._transport.stream(
-                "/v1/seed", tar, timeout_s=max(0.0, left), limit_bytes=SMALL_REPLY_BYTES
+                "/v1/seed?path=.", tar, timeout_s=max(0.0, left), limit_bytes=SMALL_REPLY_BYTES
             )
         except Stalled:
             raise TimeoutError("the box did not take its repository in time") from None
         except Unreachable:
             raise await self._explain_loss() from None
-        if reply.status != 200:
-            f = Fields(parse_json(reply.body), "the refusal")
-            raise SandboxError(f"the box did not take its repository: {f.text('message')}")
+        if reply.status == 200:
+            return
+        f = Fields(parse_json(reply.body), "the refusal")
+        if f.text("error", 64) not in UNSEEDED:
+            raise await self._error(reply)
+        raise SandboxError(f"the box did not take its repository: {f.text('message')}")
 
     async def acknowledge(self, calls: Sequence[CallKey]) -> None:
         """See `interfaces.Sandbox`."""
@@ -286,6 +292,9 @@ JOURNAL_FULL = Failure(
 class _JournalFull(SandboxError):
     pass
 
+
+UNSEEDED = frozenset({"leased", "refused", "too_large", "bad_request"})
+"""Codes of a seed that the box did not take. A tar that may not be is the template's fault, not the protocol's."""
 
 ERRORS: dict[str, type[TiltyardError]] = {
     "stale_epoch": StaleLease,

@@ -8,8 +8,9 @@ from typing import Literal
 from orchestrator.errors import Misconfigured
 
 RUN_DIR = "/run/tiltyard"
-OVER_A_NETWORK = ("listen", "box", "public_key_b64", "allow_loopback", "rlimits")
-"""Not written where they say nothing."""
+OVER_A_NETWORK = ("listen", "box", "public_key_b64", "allow_loopback")
+"""Not written, as `rlimits`, where they say nothing: an agent from before them knows none."""
+RLIMITS = frozenset({"nofile", "nproc", "fsize_bytes"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,7 @@ class AgentConfig:
     allow_loopback: bool = False
     """Take connections from the box's own addresses, too, as a port forwarded through the cluster makes them."""
     rlimits: Mapping[str, int] = field(default_factory=dict)
-    """Of the agent and all commands, where the box's maker can set none: nofile, nproc, fsize_bytes."""
+    """Of the agent and all commands, where the box's maker can set none: nofile, nproc, fsize_bytes; 0: left."""
 
     def __post_init__(self) -> None:
         """Raises Misconfigured for what the agent would refuse at its start."""
@@ -50,11 +51,19 @@ class AgentConfig:
             raise Misconfigured("uid_count must lie between 1 and 65,536")
         if self.journal_limit_bytes < 4 * 1024 * 1024:
             raise Misconfigured("journal_limit_bytes must be at least 4 MiB")
+        if bool(self.listen) != bool(self.box and self.public_key_b64) or bool(self.box) != bool(self.public_key_b64):
+            raise Misconfigured(
+                "an agent that listens needs the box's name and a public key, and no other one has them"
+            )
+        if self.allow_loopback and not self.listen:
+            raise Misconfigured("allow_loopback says something only of an agent that listens")
+        if unknown := self.rlimits.keys() - RLIMITS:
+            raise Misconfigured(f"the agent sets no limit {sorted(unknown)[0]!r}")
 
     def to_json(self) -> bytes:
         """What the agent reads."""
         names = self.__dataclass_fields__
         values = {name: getattr(self, name) for name in names} | {"env": dict(self.env), "rlimits": dict(self.rlimits)}
-        if not self.listen:
-            values = {name: value for name, value in values.items() if name not in OVER_A_NETWORK}
+        unsaid = {*(() if self.listen else OVER_A_NETWORK), *(() if self.rlimits else ("rlimits",))}
+        values = {name: value for name, value in values.items() if name not in unsaid}
         return json.dumps(values, indent=1, sort_keys=True).encode()

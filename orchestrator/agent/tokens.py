@@ -6,6 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -35,7 +36,7 @@ class TokenSigner:
         """For this box under this epoch; the same one for half of its life."""
         now = self._clock()
         text, expires = self._signed.get((box, epoch), ("", 0.0))
-        if expires - now < LIFETIME_S / 2:
+        if not LIFETIME_S / 2 <= expires - now <= LIFETIME_S:  # more: the clock was set back
             expires = now + LIFETIME_S
             text = self._sign({"box": box, "epoch": epoch, "exp": int(expires)})
             if len(self._signed) >= KEPT:
@@ -55,14 +56,22 @@ def _unpadded(data: bytes) -> str:
 def load_signer(path: Path) -> TokenSigner:
     """The deployment's, made on first use, readable by its owner only. Blocks. Raises Misconfigured for a damaged file."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        seed = path.read_bytes()
-    else:
-        with os.fdopen(descriptor, "wb") as file:
-            seed = secrets.token_bytes(SEED_BYTES)
-            file.write(seed)
+    if not path.exists():
+        _make_key(path)
+    seed = path.read_bytes()
     if len(seed) != SEED_BYTES:
         raise Misconfigured(f"{path} is damaged: remove it; boxes that were made with the key in it are lost")
     return TokenSigner(seed)
+
+
+def _make_key(path: Path) -> None:
+    """Linked when it is whole: hosts of a deployment begin at once, and one may die here. The first one's stays."""
+    making = path.with_name(f".making-{secrets.token_hex(8)}")
+    descriptor = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(SEED_BYTES))
+        with suppress(FileExistsError):
+            os.link(making, path)
+    finally:
+        making.unlink()

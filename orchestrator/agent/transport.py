@@ -4,7 +4,8 @@ import asyncio
 import io
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -51,8 +52,12 @@ class TcpEndpoint:
     """Another way to the agent than its address; None: straight."""
 
 
+Streamed = bytes | BinaryIO | AsyncIterator[bytes]
+"""A large body, read once."""
+
+
 class Transport:
-    """One aiohttp session, made at the first request; `aclose` ends it. A closed transport answers Unreachable."""
+    """One aiohttp session, made at the first request; `aclose` ends it, and with it what waits. A closed transport answers Unreachable."""
 
     def __init__(self, endpoint: Path | TcpEndpoint) -> None:
         """A unix socket's path, or a place on a network."""
@@ -60,10 +65,11 @@ class Transport:
         self._base = f"http://{endpoint.host}:{endpoint.port}" if isinstance(endpoint, TcpEndpoint) else "http://agent"
         self._session: aiohttp.ClientSession | None = None
         self._pinned: int | None = None
-        self._closed = False
+        self._running: set[asyncio.Timeout] = set()
+        self.closed = False
 
     def _open(self) -> aiohttp.ClientSession:
-        if self._closed:
+        if self.closed:
             raise Unreachable
         if self._session is None:
             connector = self._connector()
@@ -92,15 +98,26 @@ class Transport:
         named = int(headers.get("Tiltyard-Epoch", 0)) if epoch is None else epoch
         return {**headers, "Tiltyard-Token": self._endpoint.token(named)}
 
-    async def stream(self, path: str, body: BinaryIO, *, timeout_s: float, limit_bytes: int) -> Reply:
-        """A large body from a file, sent once. Raises as `send`."""
+    @contextmanager
+    def _bounded(self, timeout_s: float) -> Iterator[asyncio.Timeout]:
+        """A time limit that `aclose` brings forward: a connection that is being made is not the session's to close."""
+        limit = asyncio.timeout(timeout_s)
+        self._running.add(limit)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await self._once(self._open(), "PUT", path, self._signed({}, None), body, limit_bytes)
+            yield limit
         except TimeoutError as error:
-            raise Stalled from error
-        except aiohttp.ClientError as error:
-            raise Unreachable from error
+            raise (Unreachable if self.closed else Stalled) from error
+        finally:
+            self._running.discard(limit)
+
+    async def stream(self, path: str, body: Streamed, *, timeout_s: float, limit_bytes: int) -> Reply:
+        """A large body, sent once. Raises as `send`."""
+        with self._bounded(timeout_s) as limit:
+            try:
+                async with limit:
+                    return await self._once(self._open(), "PUT", path, self._signed({}, None), body, limit_bytes)
+            except aiohttp.ClientError as error:  # one that is a TimeoutError, too, is of the connection
+                raise Unreachable from error
 
     async def send(
         self,
@@ -115,29 +132,36 @@ class Transport:
     ) -> Reply:
         """`epoch`: of the token, where the headers name none. Raises Unreachable, Stalled after `timeout_s`, AgentProtocolError (too long, not
         HTTP, another protocol)."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                for _ in range(TRIES):
-                    session = self._open()
-                    try:
-                        signed = self._signed(headers, epoch)
-                        return await self._once(session, method, path, signed, body, limit_bytes)
-                    except aiohttp.ConnectionTimeoutError as error:
-                        raise Unreachable from error
-                    except aiohttp.ClientConnectorError as error:
-                        if isinstance(self._endpoint, TcpEndpoint):
-                            raise Unreachable from error
-                        if not isinstance(error.os_error, ConnectionRefusedError):
-                            raise Unreachable from error
-                        await self._forget(session)
-                    except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError):
-                        continue
-        except TimeoutError as error:
-            raise Stalled from error
-        except (aiohttp.ClientError, ValueError, RuntimeError) as error:
-            if self._closed:
+        with self._bounded(timeout_s) as limit:
+            try:
+                async with limit:
+                    return await self._tried(method, path, headers, body, limit_bytes, epoch)
+            except (aiohttp.ClientError, ValueError, RuntimeError) as error:
+                if self.closed:
+                    raise Unreachable from error
+                raise AgentProtocolError("the box's agent does not speak HTTP as it must") from error
+
+    async def _tried(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        limit_bytes: int,
+        epoch: int | None,
+    ) -> Reply:
+        for _ in range(TRIES):
+            session = self._open()
+            try:
+                return await self._once(session, method, path, self._signed(headers, epoch), body, limit_bytes)
+            except aiohttp.ConnectionTimeoutError as error:
                 raise Unreachable from error
-            raise AgentProtocolError("the box's agent does not speak HTTP as it must") from error
+            except aiohttp.ClientConnectorError as error:
+                if isinstance(self._endpoint, TcpEndpoint) or not isinstance(error.os_error, ConnectionRefusedError):
+                    raise Unreachable from error
+                await self._forget(session)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError):
+                continue
         raise Unreachable
 
     async def _once(
@@ -146,7 +170,7 @@ class Transport:
         method: str,
         path: str,
         headers: Mapping[str, str],
-        body: bytes | BinaryIO | None,
+        body: Streamed | None,
         limit_bytes: int,
     ) -> Reply:
         large = isinstance(body, bytes) and len(body) > CHUNK_BYTES
@@ -165,7 +189,9 @@ class Transport:
             )
 
     async def aclose(self) -> None:
-        self._closed = True
+        self.closed = True
+        for limit in self._running:
+            limit.reschedule(0)  # long ago
         if self._session is not None:
             await self._forget(self._session)
 

@@ -14,7 +14,14 @@ from orchestrator.backends.checks import Check, Verdict, fail, ok, warn
 from orchestrator.backends.registry import BACKENDS
 from orchestrator.cli.identity import host_lock
 from orchestrator.cli.terminal import table, wide
-from orchestrator.cli.wiring import docker_settings, engine, free_disk_mib, local_settings, show
+from orchestrator.cli.wiring import (
+    docker_settings,
+    engine,
+    free_disk_mib,
+    kubernetes_settings,
+    local_settings,
+    show,
+)
 from orchestrator.errors import Misconfigured, TiltyardError
 from orchestrator.settings import Settings
 
@@ -28,11 +35,16 @@ def run(settings: Settings, conformance: str | None, image: str | None, as_json:
     if conformance is not None:
         return asyncio.run(_prove(settings, conformance, image))
     checks = [*machine(settings), *asyncio.run(_engine_checks(settings))]
+    show_checks(checks, as_json)
+    return 1 if any(check.verdict is Verdict.FAIL for check in checks) else 0
+
+
+def show_checks(checks: Sequence[Check], as_json: bool) -> None:
+    """A table, or JSON for a program."""
     if as_json:
         print(json.dumps([_row(check) for check in checks], indent=1))
     else:
         _print(checks)
-    return 1 if any(check.verdict is Verdict.FAIL for check in checks) else 0
 
 
 def machine(settings: Settings) -> list[Check]:
@@ -85,6 +97,10 @@ def _cgroups() -> Check:
 
 async def _engine_checks(settings: Settings) -> Sequence[Check]:
     """Of what makes the boxes, which is the backend that is set."""
+    if settings.backend == "kubernetes":
+        from orchestrator.backends.kubernetes.check import check
+
+        return await check(kubernetes_settings(settings))
     if settings.backend == "local":
         from orchestrator.backends.local.doctor import inspect_machine
 

@@ -35,6 +35,12 @@ def host_lock(folder: Path, host_id: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def noted_backend(folder: Path) -> str:
+    """Which backend made the deployment's boxes last; empty where nothing was served yet."""
+    note = folder / "backend"
+    return note.read_text(encoding="utf-8").strip() if note.exists() else ""
+
+
 def claim_backend(folder: Path, backend: str) -> None:
     """Note which backend makes the deployment's boxes; call it under the host's lock. Blocks.
 
@@ -44,7 +50,7 @@ def claim_backend(folder: Path, backend: str) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     note, boxes = folder / "backend", folder / "boxes"
-    last = note.read_text(encoding="utf-8").strip() if note.exists() else backend
+    last = noted_backend(folder) or backend
     if last != backend and boxes.is_dir() and any(boxes.iterdir()):
         raise Misconfigured(
             f"deployment {folder.name!r} holds boxes of the {last} backend: serve with --backend {last}, end them with `tiltyard sweep`, "

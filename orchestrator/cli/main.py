@@ -20,6 +20,8 @@ rollouts = typer.Typer(no_args_is_help=True, help="What happened in rollouts.")
 token = typer.Typer(no_args_is_help=True, help="Tokens for trainers and operators.")
 app.add_typer(rollouts, name="rollouts")
 app.add_typer(token, name="token")
+deploy = typer.Typer(no_args_is_help=True, help="Boxes on a Kubernetes cluster; see docs/kubernetes.md.")
+app.add_typer(deploy, name="deploy")
 
 Deployment = Annotated[str | None, typer.Option(help="Name of the deployment (TILTYARD_DEPLOYMENT).")]
 StateDir = Annotated[
@@ -144,6 +146,28 @@ def sweep(
     from orchestrator.cli.sweep import run
 
     run(load_settings(deployment=deployment, state_dir=state_dir, backend=backend), everything)
+
+
+@deploy.command("check")
+def deploy_check(
+    image: Annotated[str, typer.Option(help="A task's image, to be tried as well.")] = "",
+    context: Annotated[str | None, typer.Option(help="Of the kubeconfig; the current one unless given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what the cluster of the current context lacks, and the fix: two small boxes are made and ended."""
+    from orchestrator.cli.deploy import check
+
+    raise typer.Exit(check(load_settings(backend="kubernetes", kube_context=context), image, as_json))
+
+
+@deploy.command("agent-image")
+def deploy_agent_image(
+    out: Annotated[Path, typer.Argument(help="The archive to write, for docker load or ctr images import.")],
+) -> None:
+    """Write the image that brings the in-box agent into pods, and print its name. No engine is needed."""
+    from orchestrator.cli.deploy import agent_image
+
+    agent_image(out)
 
 
 @rollouts.command("list")

@@ -1,0 +1,44 @@
+"""The suite over pods, each known gap strict. The other forms (gVisor, restricted) are proved by `tiltyard doctor --conformance kubernetes`."""
+
+import os
+
+import pytest
+
+from orchestrator.conformance import Outcome, line, run
+from orchestrator.conformance.gaps import DEFAULT_IMAGE, GAPS
+from orchestrator.conformance.named import suite_spec
+from tests.kubernetes.cluster import Cluster
+from tests.kubernetes.conftest import backend_over
+from tests.needs import needs
+
+pytestmark = [pytest.mark.anyio, needs("kubernetes", "root"), pytest.mark.cluster, pytest.mark.timeout(1200)]
+
+FORMS = {
+    "kubernetes": {},
+    "kubernetes-gvisor": {"runtime_class": "gvisor"},
+    "kubernetes-restricted": {"security": "restricted"},
+}
+QUICK = {"kubernetes": (), "kubernetes-gvisor": ("exec", "life"), "kubernetes-restricted": ("exec", "life")}
+"""Groups of each form that every run proves; all with TILTYARD_KUBE_WHOLE=1."""
+
+
+@pytest.mark.parametrize("subject", FORMS)
+async def test_pods_conform_but_for_known_gaps(cluster: Cluster, subject: str) -> None:
+    groups = () if os.environ.get("TILTYARD_KUBE_WHOLE") else QUICK[subject]
+    told: list[str] = []
+    async with backend_over(**FORMS[subject]) as backend, suite_spec(DEFAULT_IMAGE) as spec:
+        report = await run(
+            backend,
+            spec=spec,
+            gaps=GAPS[subject],
+            groups=groups,
+            subject=subject,
+            on_result=lambda result: told.append(line(result)),
+        )
+    wrong = [text for text, result in zip(told, report.results, strict=True) if result.outcome not in FINE]
+    assert not wrong, "\n".join(wrong)
+    assert not report.left_behind
+    assert not cluster.pods()
+
+
+FINE = (Outcome.PASSED, Outcome.XFAILED)
