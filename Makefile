@@ -2,10 +2,11 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 UV := .tools/bin/uv
+KUBERNETES := $(shell [ "$$(id -u)" = 0 ] && [ -n "$$TILTYARD_TEST_KUBECONFIG$$TILTYARD_KUBE_ASSETS" ] && echo ,kubernetes)
 RUNSC := $(shell { [ -n "$$TILTYARD_RUNSC" ] || PATH="$$PATH:/usr/local/bin" command -v runsc; } >/dev/null 2>&1 && echo ,runsc)
-REQUIRE := $(shell [ "$$(id -u)" = 0 ] && echo docker,bwrap,libseccomp,root,go || echo docker,bwrap,libseccomp,go)$(RUNSC)
+REQUIRE := $(shell [ "$$(id -u)" = 0 ] && echo docker,bwrap,libseccomp,root,go || echo docker,bwrap,libseccomp,go)$(RUNSC)$(KUBERNETES)
 
-.PHONY: help setup engine images local gvisor fmt check test demo demo-local bench clean
+.PHONY: help setup engine images local gvisor fmt check test test-kubernetes demo demo-local bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -32,7 +33,12 @@ check: build/environment ## format, lint, types, architecture
 
 test: setup ## everything this machine can run
 	@[ "$$(id -u)" != 0 ] || sandbox_images/local
+	@[ -z "$$TILTYARD_KUBE_ASSETS" ] || sandbox_images/kubernetes
 	TILTYARD_REQUIRE=$(REQUIRE) $(BIN)/pytest
+
+test-kubernetes: setup ## pods on a real cluster: TILTYARD_TEST_KUBECONFIG, else kind, else the folder TILTYARD_KUBE_ASSETS
+	@[ -z "$$TILTYARD_KUBE_ASSETS" ] || sandbox_images/kubernetes
+	TILTYARD_REQUIRE=kubernetes $(BIN)/pytest tests/kubernetes
 
 local: build/environment
 	@sandbox_images/local

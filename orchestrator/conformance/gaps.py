@@ -164,6 +164,23 @@ _KUBERNETES: Mapping[str, str] = {
     "hostile/a-full-box-can-still-be-graded": POD_DISK,
 }
 
+POD_SHARED = "in pods of level restricted agent and commands share one uid: commands reach the agent's files, and no signal ends it"
+POD_PRINCIPALS = "pods of level restricted have one uid, so that no trusted command is out of the others' reach: grading boxes are refused"
+POD_PROCESSES = (
+    "in pods of level restricted one limit of processes holds for commands and agent together: 64 more than the task's"
+)
+_KUBERNETES_RESTRICTED: Mapping[str, str] = {
+    **_KUBERNETES,
+    "exec/environment-holds-nothing-else": LOCAL_TAG,
+    "isolation/the-rest-is-read-only": POD_SHARED,
+    "isolation/the-agents-files-are-out-of-reach": POD_SHARED,
+    "isolation/the-agent-cannot-be-signalled": POD_SHARED,
+    "limits/processes-above-the-limit-do-not-start": POD_PROCESSES,
+    "life/grader-box-runs-the-trusted-principal": POD_PRINCIPALS,
+    "life/trusted-files-and-processes-are-out-of-reach": POD_PRINCIPALS,
+    "life/rollout-box-has-no-trusted-principal": POD_PRINCIPALS,
+}
+
 GAPS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "fake": _FAKE,
@@ -172,6 +189,7 @@ GAPS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "docker-runsc-busybox": _DOCKER_RUNSC,
         "local-without-root": _LOCAL_WITHOUT_ROOT,
         "kubernetes": _KUBERNETES,
+        "kubernetes-restricted": _KUBERNETES_RESTRICTED,
     }
 )
 """By subject; one that is not named has none."""

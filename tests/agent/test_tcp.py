@@ -1,7 +1,5 @@
 """The agent over a network: who is heard and who is not. Here the network is loopback, which pods refuse."""
 
-
-
 import asyncio
 import socket
 import time

@@ -13,7 +13,7 @@ from orchestrator.tasks.load import load_tasks
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"(?:^|[`/ ])tiltyard ((?:[a-z]+|--[a-z-]+)(?: [^`#|&\n]*)?)", re.MULTILINE)
-COMMANDS = {"serve", "demo", "doctor", "sweep", "rollouts", "token"}
+COMMANDS = {"serve", "demo", "deploy", "doctor", "sweep", "rollouts", "token"}
 """Prose says "tiltyard is", too."""
 
 

@@ -28,6 +28,8 @@ SUBJECTS = {
     "docker-runsc": "docker, gVisor",
     "local": "local",
     "local-without-root": "local, no root",
+    "kubernetes": "pods",
+    "kubernetes-restricted": "pods, restricted",
     "fake": "fake",
 }
 FOLDERS: Mapping[str, tuple[str, ...]] = {
@@ -41,8 +43,8 @@ FOLDERS: Mapping[str, tuple[str, ...]] = {
         "tests/agent/",
     ),
     "local": ("tests/backends/local/",),
+    "kubernetes": ("tests/kubernetes/",),
 }
-NO_PODS = "boxes of a cluster: there is no such backend yet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,8 +153,22 @@ CONTROLS: Sequence[Control] = (
         "none; or a list of names through one proxy",
         tests=("tests/egress/test_reach.py::test_the_firewall_holds_where_the_proxy_would_err",),
     ),
-    _c(21, "limits of network policies", "", absent=NO_PODS),
-    _c(22, "no cluster identity", "", absent=NO_PODS),
+    _c(
+        21,
+        "limits of network policies",
+        "`k8s/base/network.yaml`: nothing in or out but hosts to agents",
+        tests=("tests/kubernetes/test_escapes.py::test_no_address_leads_out",),
+    ),
+    _c(
+        22,
+        "no cluster identity",
+        "no token, no service links",
+        tests=(
+            "tests/kubernetes/test_escapes.py::test_nothing_of_the_cluster_lies_in_a_box",
+            "tests/kubernetes/test_pods.py::test_no_secret_and_no_way_to_the_cluster_is_in_it",
+        ),
+        no_mutant="the manifest is held against a golden one, field by field",
+    ),
     _c(
         23,
         "no host environment or secrets",
