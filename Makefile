@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 UV := .tools/bin/uv
-KUBERNETES := $(shell [ "$$(id -u)" = 0 ] && [ -n "$$TILTYARD_TEST_KUBECONFIG$$TILTYARD_KUBE_ASSETS" ] && echo ,kubernetes)
+KUBERNETES := $(shell [ "$$(id -u)" = 0 ] && [ -n "$$TILTYARD_TEST_KUBECONFIG$$TILTYARD_KUBE_ASSETS" ] && echo ,kubernetes,docker-registry)
 RUNSC := $(shell { [ -n "$$TILTYARD_RUNSC" ] || PATH="$$PATH:/usr/local/bin" command -v runsc; } >/dev/null 2>&1 && echo ,runsc)
 REQUIRE := $(shell [ "$$(id -u)" = 0 ] && echo docker,bwrap,libseccomp,root,go || echo docker,bwrap,libseccomp,go)$(RUNSC)$(KUBERNETES)
 

@@ -46,6 +46,11 @@ def _libseccomp() -> str:
 
 
 @cache
+def _docker_registry() -> str:
+    return "" if shutil.which("docker-registry") else "no docker-registry command: apt-get install docker-registry"
+
+
+@cache
 def _kubernetes() -> str:
     if os.environ.get("TILTYARD_TEST_KUBECONFIG") or shutil.which("kind"):
         return ""
@@ -59,6 +64,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "bwrap": _bwrap,
     "libseccomp": _libseccomp,
     "docker": _docker,
+    "docker-registry": _docker_registry,
     "kubernetes": _kubernetes,
     "root": _root,
     "runsc": _runsc,

@@ -191,7 +191,8 @@ class Transport:
     async def aclose(self) -> None:
         self.closed = True
         for limit in self._running:
-            limit.reschedule(0)  # long ago
+            if not limit.expired():
+                limit.reschedule(0)  # long ago
         if self._session is not None:
             await self._forget(self._session)
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -33,10 +34,8 @@ func install(arguments []string) error {
 	if err := os.MkdirAll(*to, 0o755); err != nil {
 		return err
 	}
-	if os.Getuid() == 0 {
-		if err := os.Chmod(*to, 0o755); err != nil {
-			return err
-		}
+	if err := closeToOthers(*to); err != nil {
+		return err
 	}
 	if err := placeFile(filepath.Join(*to, "config.json"), 0o644, strings.NewReader(*config)); err != nil {
 		return err
@@ -54,6 +53,15 @@ func install(arguments []string) error {
 		return err
 	}
 	return makeFolders(*folders, *uid)
+}
+
+// closeToOthers: a node mounts an empty folder with mode 0777. Where it is another's, as root's for a pod without root, it stays so.
+func closeToOthers(folder string) error {
+	info, err := os.Stat(folder)
+	if err != nil || ownerOf(info) != os.Getuid() {
+		return err
+	}
+	return os.Chmod(folder, 0o755)
 }
 
 // placeFile writes beside the name and renames: what is there is whole.
@@ -77,30 +85,42 @@ func placeFile(name string, mode os.FileMode, content io.Reader) error {
 
 func makeFolders(list string, uid int) error {
 	for _, name := range strings.FieldsFunc(list, func(r rune) bool { return r == ',' }) {
-		if err := os.MkdirAll(name, 0o755); err != nil {
-			return err
-		}
-		mode := os.FileMode(0o755)
-		if filepath.Base(name) == "tmp" {
-			mode = 0o777 | os.ModeSticky
-		}
-		owned := os.Getuid() != 0
-		if info, err := os.Stat(name); err == nil && !owned {
-			owned = ownerOf(info) == uid
-		}
-		if owned && os.Getuid() == 0 {
-			continue // of an earlier try: no longer ours to change
-		}
-		if err := os.Chmod(name, mode); err != nil {
-			return err
-		}
-		if !owned {
-			if err := os.Chown(name, uid, uid); err != nil {
-				return err
-			}
+		if err := makeFolder(name, uid); err != nil {
+			return fmt.Errorf("folder %s: %w", name, err)
 		}
 	}
 	return nil
+}
+
+// makeFolder needs CHOWN and no right over what is no longer root's. A link that stands there is not followed.
+func makeFolder(name string, uid int) error {
+	if !path.IsAbs(name) || path.Clean(name) != name || name == "/" {
+		return errors.New("not a clean absolute path")
+	}
+	if err := os.MkdirAll(name, 0o755); err != nil {
+		return err
+	}
+	info, err := os.Lstat(name)
+	if err != nil {
+		return err
+	}
+	asRoot := os.Getuid() == 0
+	if asRoot && uid != 0 && info.IsDir() && ownerOf(info) == uid {
+		return nil // of an earlier try: no longer ours to change
+	}
+	folder, err := os.OpenFile(name, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer folder.Close()
+	mode := os.FileMode(0o755)
+	if path.Base(name) == "tmp" {
+		mode = 0o777 | os.ModeSticky
+	}
+	if err := folder.Chmod(mode); err != nil || !asRoot {
+		return err
+	}
+	return folder.Chown(uid, uid)
 }
 
 func ownerOf(info os.FileInfo) int {

@@ -1,4 +1,4 @@
-// The agent of one box: PID 1, root or the one uid there is, reached over a unix socket. See docs/agent-protocol.md.
+// The agent of one box: PID 1, root or the one uid there is, reached over a unix socket or a port. See docs/agent-protocol.md.
 package main
 
 import (

@@ -15,6 +15,7 @@ type registry struct {
 	leased  bool
 	epoch   int64
 	frozen  bool
+	seeds   int // that are being unpacked
 	calls   map[string]*call
 	order   []*call
 	acked   map[string]bool
@@ -85,11 +86,21 @@ func (r *registry) fence(rollout string, epoch int64) *apiError {
 	return nil
 }
 
-// seeding tells whether the box is still nobody's.
-func (r *registry) seeding() bool {
+// beginSeed refuses a box that somebody has. Until endSeed nobody gets it, so that no command can race the seed.
+func (r *registry) beginSeed() *apiError {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return !r.leased
+	if r.leased {
+		return &apiError{http.StatusConflict, "leased", "a box is seeded before its lease"}
+	}
+	r.seeds++
+	return nil
+}
+
+func (r *registry) endSeed() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.seeds--
 }
 
 // pendingCall is a call that began and is not acknowledged.
@@ -111,6 +122,9 @@ type leaseReply struct {
 func (r *registry) lease(rollout string, epoch int64) (*leaseReply, *apiError) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.seeds > 0 {
+		return nil, &apiError{http.StatusServiceUnavailable, "busy", "the box is being seeded"}
+	}
 	if r.leased && rollout != r.rollout {
 		return nil, &apiError{http.StatusConflict, "other_rollout", "the box is leased to another rollout"}
 	}

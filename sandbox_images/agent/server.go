@@ -26,6 +26,7 @@ const (
 	bodyTimeout       = 30 * time.Second // for a body of at most 4 MiB on a local socket
 	streamTimeout     = 10 * time.Minute // for put, get and delta
 	idleTimeout       = 30 * time.Second // of a kept connection; a host lets go of it earlier
+	refusedTimeout    = 2 * time.Second  // for the rest of a body of somebody without a token
 )
 
 // listen makes the socket for the agent's own uid only, whatever the umask is later.
@@ -85,7 +86,7 @@ func (c *limitedConn) Close() error {
 func newServer(handler http.Handler) *http.Server {
 	return &http.Server{
 		Handler: handler, MaxHeaderBytes: maxHeaderBytes, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: idleTimeout,
-		ErrorLog: log.New(io.Discard, "", 0),
+		ErrorLog: log.New(io.Discard, "", 0), DisableGeneralOptionsHandler: true, // it would answer without a token
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"archive/tar"
 	"bufio"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -67,8 +68,8 @@ func (a *agent) putSeed(w http.ResponseWriter, r *http.Request) error {
 	if err := a.alive(); err != nil {
 		return err
 	}
-	if !a.registry.seeding() {
-		return &apiError{http.StatusConflict, "leased", "a box is seeded before its lease"}
+	if asked := r.URL.Query().Get("path"); asked != "" && asked != "." {
+		return badRequest("a seed is the workspace's: path is .")
 	}
 	if r.ContentLength > maxSeedBody {
 		return tooLarge(maxSeedBody)
@@ -76,18 +77,28 @@ func (a *agent) putSeed(w http.ResponseWriter, r *http.Request) error {
 	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(streamTimeout)); err != nil {
 		return err
 	}
-	where, failure := a.paths.locate(".", true)
-	if failure != nil {
-		return failure
-	}
-	var done putReply
-	var err error
-	a.crew.as(a.config.UID(0), func() { done, err = unpackTar(where, http.MaxBytesReader(w, r.Body, maxSeedBody), true) })
+	done, err := a.unpackSeed(http.MaxBytesReader(w, r.Body, maxSeedBody))
 	if err != nil {
 		return tarError(".", err)
 	}
 	reply(w, http.StatusOK, done)
 	return nil
+}
+
+// unpackSeed is over, for whoever wants the lease, before the reply tells so.
+func (a *agent) unpackSeed(body io.Reader) (done putReply, err error) {
+	if refused := a.registry.beginSeed(); refused != nil {
+		return done, refused
+	}
+	defer a.registry.endSeed()
+	a.trimmer.begin()
+	defer a.trimmer.end()
+	where, failure := a.paths.locate(".", true)
+	if failure != nil {
+		return done, failure
+	}
+	a.crew.as(a.config.UID(0), func() { done, err = unpackTar(where, body, true) })
+	return done, err
 }
 
 // putPlace is where a tar goes; a trusted one names a place below the trusted folder.
@@ -193,12 +204,17 @@ func unpackOne(base int, names []string, head *tar.Header, content io.Reader, bu
 	return err
 }
 
-// linkAt makes a link, which is never followed here; its target is the tree's own business.
+// linkAt makes a link, which is never followed here; its target is the tree's own business. It lands by rename, as a file does.
 func linkAt(parent int, name string, head *tar.Header) error {
 	if head.Linkname == "" || len(head.Linkname) > 4095 || strings.ContainsRune(head.Linkname, 0) {
 		return badRequest("%s: a link without a target that can be", short(head.Name))
 	}
-	if err := symlinkAt(head.Linkname, parent, name); err != nil {
+	temporary := ".tiltyard-" + rand.Text()
+	if err := symlinkAt(head.Linkname, parent, temporary); err != nil {
+		return refusal(head.Name, err)
+	}
+	if err := renameAt(parent, temporary, name); err != nil {
+		_ = unlinkAt(parent, temporary, 0)
 		return refusal(head.Name, err)
 	}
 	return nil

@@ -97,7 +97,7 @@ func (g *gatekeeper) parse(text string) (token, bool) {
 		return token{}, false
 	}
 	box, epoch, expires := f.required("box"), f.integer("epoch", -1, 0, 1<<53), f.integer("exp", -1, 0, 1<<53)
-	if f.finish() != nil || box != g.box {
+	if f.finish() != nil || box != g.box || epoch < 0 || expires < 0 {
 		return token{}, false
 	}
 	return token{epoch: epoch, expires: time.Unix(expires, 0)}, true
@@ -115,6 +115,8 @@ func (g *gatekeeper) admit(next http.Handler) http.Handler {
 			err = errBadToken
 		}
 		if err != nil {
+			// The server reads on what is left of a body, to keep the connection: not for ever.
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(refusedTimeout))
 			w.Header().Set("Connection", "close")
 			reportError(w, err)
 			return

@@ -29,6 +29,7 @@ SUBJECTS = {
     "local": "local",
     "local-without-root": "local, no root",
     "kubernetes": "pods",
+    "kubernetes-gvisor": "pods, gVisor",
     "kubernetes-restricted": "pods, restricted",
     "fake": "fake",
 }

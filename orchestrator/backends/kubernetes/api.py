@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 import random
 import ssl
 import time
@@ -62,8 +63,12 @@ async def connect(settings: KubernetesSettings) -> k8s.ApiClient:
 
 
 async def _configure(configuration: k8s.Configuration, context: str) -> None:
-    if context:
-        await config.load_kube_config(context=context, client_configuration=configuration, persist_config=False)
+    # Read now: the package reads it once, when it is imported.
+    file = os.environ.get("KUBECONFIG") or None
+    if context or file:
+        await config.load_kube_config(
+            config_file=file, context=context or None, client_configuration=configuration, persist_config=False
+        )
         return
     try:
         config.load_incluster_config(client_configuration=configuration)

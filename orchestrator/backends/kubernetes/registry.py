@@ -249,6 +249,11 @@ class Registry:
         if session is not None:
             await session.close()
 
+    def address(self, host: str) -> str:
+        """Where the API of a registry is."""
+        plain = host in self._settings.insecure or _loopback(host)
+        return f"{'http' if plain else 'https'}://{_HUB_API if host == _HUB else host}"
+
     async def image(self, reference: Reference) -> Image:
         """The image for our architecture."""
         if found := await self.find(reference):
@@ -383,7 +388,7 @@ class Registry:
         """Without scopes it is a pull."""
         return _Request(
             method=method,
-            url=self._root(place.host).with_path(f"/v2/{place.repository}/{path}"),
+            url=URL(self.address(place.host)).with_path(f"/v2/{place.repository}/{path}"),
             place=place,
             scopes=scopes or _pull(place),
             good=frozenset(good),
@@ -391,13 +396,6 @@ class Registry:
             body=body,
             timeout_s=timeout_s,
         )
-
-    def _root(self, host: str) -> URL:
-        scheme = "http" if self._plain(host) else "https"
-        return URL(f"{scheme}://{_HUB_API if host == _HUB else host}")
-
-    def _plain(self, host: str) -> bool:
-        return host in self._settings.insecure or _loopback(host)
 
     async def _upload(self, place: Reference, blob: Descriptor, body: Callable[[], BinaryIO]) -> None:
         """In one piece. A try that failed begins anew: the registry forgets its upload."""
@@ -445,7 +443,7 @@ class Registry:
                     await _refuse_bad(response, request)
                     return await read(response)
                 # Who we are is nothing to a store that we were sent on to, and its challenge may want a login for somebody else.
-                ours = response.url.origin() == self._root(request.place.host)
+                ours = response.url.origin() == URL(self.address(request.place.host))
                 challenges = response.headers.getall("WWW-Authenticate", [])
             if last or not ours:
                 break
@@ -455,7 +453,7 @@ class Registry:
     @asynccontextmanager
     async def _sent(self, request: _Request, authorization: str | None) -> AsyncIterator[aiohttp.ClientResponse]:
         headers = dict(request.headers)
-        if authorization and request.url.origin() == self._root(request.place.host):
+        if authorization and request.url.origin() == URL(self.address(request.place.host)):
             headers["Authorization"] = authorization
         body = await finish(None, request.body) if request.body else None
         try:
@@ -506,7 +504,7 @@ class Registry:
             realm = URL(challenge.get("realm", ""))
         except ValueError:
             realm = URL()
-        if realm.scheme != "https" and not (realm.scheme == "http" and self._plain(host)):
+        if realm.scheme != "https" and (realm.scheme != "http" or self.address(host).startswith("https:")):
             raise Misconfigured(
                 f"the registry {host} gives tokens out at no https address: nothing secret is sent there"
             )

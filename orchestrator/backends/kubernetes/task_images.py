@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 import structlog
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from orchestrator.backends.kubernetes.registry import (
     DOCKER_MANIFEST,
@@ -93,21 +93,17 @@ class _Rootfs(BaseModel):
     diff_ids: list[str]
 
 
+class _Inner(BaseModel):
+    Labels: dict[str, str] | None = None
+
+
 class _Config(BaseModel):
-    """What must hold of a base's config; the rest of it is kept as it is."""
+    """What must hold of an image's config; the rest of it is kept as it is."""
 
     os: str = "linux"
     rootfs: _Rootfs
     history: list[dict[str, Any]] | None = None
-    config: dict[str, Any] | None = None
-
-
-class _Labelled(BaseModel):
-    Labels: dict[str, str] | None = None
-
-
-class _LabelledConfig(BaseModel):
-    config: _Labelled | None = Field(default=None)
+    config: _Inner | None = None
 
 
 async def task_image(
@@ -136,10 +132,10 @@ async def _found(registry: Registry, plan: _Plan) -> str | None:
     if image is None:
         return None
     try:
-        said = _LabelledConfig.model_validate_json(await registry.read_blob(plan.place, image.config)).config
+        inner = _Config.model_validate_json(await registry.read_blob(plan.place, image.config)).config
     except ValidationError:
         return None
-    labels = (said.Labels if said else None) or {}
+    labels = (inner.Labels if inner else None) or {}
     return image.digest if plan.labels.items() <= labels.items() else None
 
 
@@ -194,15 +190,16 @@ async def _base_config(registry: Registry, plan: _Plan) -> dict[str, Any]:
 
 
 def _appended_config(config: Mapping[str, Any], layer: "_Layer", labels: Mapping[str, str]) -> dict[str, Any]:
-    inner = config.get("config") or {}
-    history = [*(config.get("history") or ()), {"created": "1970-01-01T00:00:00Z", "created_by": "tiltyard"}]
-    rootfs = config["rootfs"]
-    return {
+    inner, rootfs = config.get("config") or {}, config["rootfs"]
+    appended = {
         **config,
         "config": {**inner, "Labels": {**(inner.get("Labels") or {}), **labels}},
-        "history": history,
         "rootfs": {**rootfs, "diff_ids": [*rootfs["diff_ids"], layer.diff_id]},
     }
+    history = config.get("history") or []
+    if history or not rootfs["diff_ids"]:  # one that tells of some layers only is taken for a broken one
+        appended["history"] = [*history, {"created": "1970-01-01T00:00:00Z", "created_by": "tiltyard"}]
+    return appended
 
 
 def _layer_type(base: Image) -> str:
@@ -268,7 +265,11 @@ def _view(template: Template) -> Iterator[int]:
         if len(template.lowers) == 1:
             folder = os.open(template.lowers[0], _FOLDER)
         else:
-            folder = mounts.detached_view([Path(lower) for lower in template.lowers])
+            view = mounts.detached_view([Path(lower) for lower in template.lowers])
+            try:
+                folder = os.open(".", _FOLDER, dir_fd=view)  # the view's own descriptor only names it
+            finally:
+                os.close(view)
     except FileNotFoundError as error:
         raise RepositoryError("the template was removed before its image was made: try again") from error
     except PermissionError as error:
