@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.agent.client import AgentClient
 from orchestrator.errors import TiltyardError
@@ -70,7 +70,7 @@ class WarmPods:
         """Somebody uses this shape: have boxes made, up to the size."""
         if self._size == 0 or self._closed:
             return
-        shape = shape_of(spec)
+        shape, spec = shape_of(spec), replace(spec, labels={})  # nobody's, until it is claimed
         self._wanted[shape] = (spec, time.monotonic())
         self._drop_idle()
         if time.monotonic() < self._not_before.get(shape, 0.0):
