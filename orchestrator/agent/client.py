@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import assert_never
 from urllib.parse import quote, urlencode
@@ -17,6 +18,7 @@ from orchestrator.errors import (
     AgentProtocolError,
     ReplayDiverged,
     RolloutClosed,
+    SandboxDead,
     SandboxError,
     SandboxLost,
     StaleLease,
@@ -48,6 +50,8 @@ from orchestrator.operations import (
 LONG_POLL_S = 30.0
 GRACE_S = 15.0
 """How much longer than its own wait a request may take before the agent counts as silent: a box that thrashes is slow."""
+BLAME_S = 3.0
+"""How long, once an operation's time is over, the cause of a silence is looked for."""
 SHORT_S = 30.0
 """For requests that wait for nothing in the box."""
 MAX_BODY_BYTES = 4 * 1024 * 1024
@@ -203,11 +207,20 @@ class AgentClient:
             except Stalled:
                 if time.monotonic() < deadline:
                     raise await self._explain_loss() from None
+                await self._blame_its_commands()
                 break
             if (result := _finished(reply, op)) is not None:
                 return result
             method, body = "GET", None  # it runs: no need to send it again
         raise TimeoutError("the operation goes on in the box")
+
+    async def _blame_its_commands(self) -> None:
+        """Of a box that is silent at a deadline. Raises SandboxDead when it is known at once that its commands silenced it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(BLAME_S):
+                loss = await self._explain_loss()
+                if isinstance(loss, SandboxDead):
+                    raise loss
 
     async def _put(self, op: Put, deadline: float) -> OperationResult:
         path = "/v1/put?" + urlencode({"path": op.path, "principal": op.principal})

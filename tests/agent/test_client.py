@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.agent.client import AgentClient
-from orchestrator.errors import AgentProtocolError, SandboxDead, TiltyardError
+from orchestrator.errors import AgentProtocolError, SandboxDead, SandboxLost, TiltyardError
 from orchestrator.models import CallKey, Epoch, JobId, OpId, PendingCall, RolloutKey, SandboxId, TraceId
 from orchestrator.operations import Delta, Exec, Failure, FailureCode, Get, Note, NoteResult, Session
 
@@ -38,8 +38,14 @@ async def killed() -> TiltyardError:
     return SandboxDead("the model killed its box")
 
 
+async def lost() -> TiltyardError:
+    return SandboxLost("the box runs but its agent does not answer")
+
+
 @asynccontextmanager
-async def fake(folder: Path, answer: Answer) -> AsyncIterator[AgentClient]:
+async def fake(
+    folder: Path, answer: Answer, explain: Callable[[], Awaitable[TiltyardError]] = killed
+) -> AsyncIterator[AgentClient]:
     """A server that grants the lease and leaves everything else to `answer`."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -60,7 +66,7 @@ async def fake(folder: Path, answer: Answer) -> AsyncIterator[AgentClient]:
             writer.close()
 
     server = await asyncio.start_unix_server(serve, folder / "s")
-    client = AgentClient(SandboxId("b"), folder / "s", explain_loss=killed)
+    client = AgentClient(SandboxId("b"), folder / "s", explain_loss=explain)
     try:
         await client.lease(ROLLOUT, Epoch(1))
         yield client
@@ -215,7 +221,7 @@ async def test_a_deadline_is_kept_by_running_and_by_silent_agents(tmp_path: Path
     for number, answer in enumerate((running, silent)):
         folder = tmp_path / str(number)
         folder.mkdir()
-        async with fake(folder, answer) as client:
+        async with fake(folder, answer, lost) as client:
             began = time.monotonic()
             with pytest.raises(TimeoutError):
                 await note(client, timeout_s=0.3)
@@ -225,6 +231,24 @@ async def test_a_deadline_is_kept_by_running_and_by_silent_agents(tmp_path: Path
             own = OpId(call=CALL.key, number=0)
             with pytest.raises((TimeoutError, AgentProtocolError)):
                 await client.run(Delta(root=".", manifest={}), op_id=own, deadline=time.monotonic() + 0.2)
+
+
+async def test_silence_at_a_deadline_is_the_models_where_that_is_known_at_once(tmp_path: Path) -> None:
+    async def silent(line: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(60)
+
+    async def long_in_doubt() -> TiltyardError:
+        await asyncio.sleep(60)
+        return await killed()
+
+    for number, (explain, expected) in enumerate(
+        ((killed, SandboxDead), (lost, TimeoutError), (long_in_doubt, TimeoutError))
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        async with fake(folder, silent, explain) as client:
+            with pytest.raises(expected):
+                await note(client, timeout_s=0.3)
 
 
 async def test_a_tar_over_its_cap_is_refused(tmp_path: Path) -> None:

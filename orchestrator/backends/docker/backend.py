@@ -15,7 +15,7 @@ from orchestrator.agent.client import AgentClient
 from orchestrator.agent.config import RUN_DIR, AgentConfig
 from orchestrator.agent.health import Kernel
 from orchestrator.backends.agent_binary import install_agent
-from orchestrator.backends.boxes import CONFIG_NAME, MIB, SOCKET_MEMORY_SHARE, remove_workspace
+from orchestrator.backends.boxes import CONFIG_NAME, MEMORY_IS_FULL, MIB, SOCKET_MEMORY_SHARE, remove_workspace
 from orchestrator.backends.checks import Verdict
 from orchestrator.backends.docker import socket_memory
 from orchestrator.backends.docker.egress.control import BOXES, Egress
@@ -302,10 +302,11 @@ class DockerBackend:
         """Why a box does not answer. The agent's silence comes a moment before the engine knows of its end."""
         try:
             own = await self._own(sandbox_id)
-            if own is not None and own.running:
+            memory_share = await self._engine.memory_share(own.id) if own is not None and own.running else 0.0
+            if own is not None and own.running and memory_share < MEMORY_IS_FULL:
                 with suppress(TimeoutError):
                     own = await self._engine.wait_exit(own.id, deadline=time.monotonic() + END_GRACE_S)
-            return await self._over_disk(sandbox_id) or await self._blame(own)
+            return await self._over_disk(sandbox_id) or await self._blame(own, memory_share)
         except SandboxError as error:
             return error
 
@@ -319,11 +320,10 @@ class DockerBackend:
             return SandboxOverDisk("the sandbox took more disk than its limit and was ended")
         return None
 
-    async def _blame(self, state: ContainerState | None) -> SandboxDead | SandboxLost:
+    async def _blame(self, state: ContainerState | None, memory_share: float = 0.0) -> SandboxDead | SandboxLost:
         if state is None:
             return classify_end(None, killed_from_outside=False)
         if state.running:
-            memory_share = await self._engine.memory_share(state.id)
             return classify_end(state, killed_from_outside=False, memory_share=memory_share)
         outside = await self._engine.killed_from_outside(state.id, state.started_at)
         return classify_end(state, killed_from_outside=outside)

@@ -12,7 +12,7 @@ from typing import Protocol
 from anyio import CapacityLimiter
 
 from orchestrator.agent.client import AgentClient
-from orchestrator.backends.boxes import CONFIG_NAME
+from orchestrator.backends.boxes import CONFIG_NAME, MEMORY_IS_FULL
 from orchestrator.backends.local import processes
 from orchestrator.backends.local.cgroups import Cgroups
 from orchestrator.backends.local.ends import classify_end
@@ -135,13 +135,15 @@ async def explain_loss(ground: Ground, sandbox_id: SandboxId) -> SandboxDead | S
     record = await asyncio.to_thread(processes.read_record, folder)
     if record is None:
         return SandboxLost("the box is gone")
-    with suppress(TimeoutError):
-        async with asyncio.timeout(END_GRACE_S):
-            await wait_end(record.process)
-    return await asyncio.to_thread(_blame, ground, sandbox_id)
+    memory_share = await asyncio.to_thread(ground.cgroups.memory_share, sandbox_id)
+    if memory_share < MEMORY_IS_FULL:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(END_GRACE_S):
+                await wait_end(record.process)
+    return await asyncio.to_thread(_blame, ground, sandbox_id, memory_share)
 
 
-def _blame(ground: Ground, sandbox_id: SandboxId) -> SandboxDead | SandboxLost:
+def _blame(ground: Ground, sandbox_id: SandboxId, memory_share: float) -> SandboxDead | SandboxLost:
     folder = ground.boxes / sandbox_id
     record = processes.read_record(folder)
     if record is None:
@@ -151,7 +153,7 @@ def _blame(ground: Ground, sandbox_id: SandboxId) -> SandboxDead | SandboxLost:
         ended_by_us=record.ended_by_us,
         exit_code=processes.read_status(folder).exit_code,
         oom_kills=ground.cgroups.oom_kills(sandbox_id),
-        memory_share=ground.cgroups.memory_share(sandbox_id),
+        memory_share=memory_share,
     )
 
 
@@ -168,6 +170,7 @@ def _end(ground: Ground, sandbox_id: SandboxId) -> None:
             if processes.lives(record.process):
                 with suppress(FileNotFoundError):
                     processes.write_record(folder, replace(record, ended_by_us=True))
+            ground.cgroups.lift_processor_limit(sandbox_id)
             processes.end(record.process, processes.read_status(folder).child)
         ground.cgroups.remove(sandbox_id)
     except OSError as error:

@@ -18,6 +18,7 @@ from orchestrator.backends.local.settings import HOST_IMAGE, LocalSettings
 from orchestrator.errors import Misconfigured, SandboxLost, SandboxOutOfMemory, StartFailed
 from orchestrator.interfaces import SandboxSpec
 from orchestrator.models import Limits, SandboxId
+from orchestrator.operations import Exec
 from orchestrator.repos import loops, mounts
 from tests.backends.docker.boxes import Box
 from tests.backends.local.conftest import Open, entered, new_id
@@ -117,6 +118,19 @@ async def test_a_destroyed_box_leaves_nothing(backend: LocalBackend, settings: L
     assert traces(settings) == []
 
 
+async def test_a_box_that_owes_processor_time_is_ended(
+    backend: LocalBackend, settings: LocalSettings, opened: Open
+) -> None:
+    """Reclaiming memory is done in the kernel, beyond a quota, and owed afterwards: who waits for his share is deaf to every signal."""
+    box = await opened(pids=256)
+    await box.sh("for n in $(seq 200); do (while :; do :; done) & done >/dev/null 2>&1; sleep 1")
+    group = Path("/sys/fs/cgroup/cpu/tiltyard", settings.deployment, box.sandbox.id)
+    (group / "cpu.cfs_period_us").write_text("1000000")
+    (group / "cpu.cfs_quota_us").write_text("1000")
+    await backend.destroy(box.sandbox.id)
+    assert not traces(settings)
+
+
 async def test_a_killed_monitor_takes_its_box_along(
     backend: LocalBackend, settings: LocalSettings, opened: Open
 ) -> None:
@@ -157,6 +171,19 @@ async def test_a_death_of_memory_is_the_models(settings: LocalSettings, opened: 
     os.kill(child, signal.SIGKILL)
     with pytest.raises(SandboxOutOfMemory):
         await box.text("true")
+
+
+async def test_a_box_that_is_silent_at_a_deadline_and_full_of_memory_is_the_models(
+    settings: LocalSettings, opened: Open
+) -> None:
+    box = await opened(memory_mib=64)
+    await box.text("python3 -c 'import time; x = bytearray(52 << 20); time.sleep(60)' >/dev/null 2>&1 & sleep 1")
+    child = processes.read_status(settings.state_dir / "boxes" / box.sandbox.id).child
+    assert child is not None
+    os.kill(child, signal.SIGSTOP)
+    with pytest.raises(SandboxOutOfMemory, match="answers no more"):
+        await box.run(Exec(argv=("true",), timeout_s=1), timeout_s=2)
+    os.kill(child, signal.SIGCONT)
 
 
 async def test_the_same_id_is_made_once(backend: LocalBackend, opened: Open) -> None:
