@@ -19,7 +19,7 @@ from orchestrator.models import CallKey, Epoch, JobId, Limits, OpId, PendingCall
 from orchestrator.operations import Exec
 
 IMAGE = "tiltyard/python:3.11"
-SPEC = SandboxSpec(image=IMAGE, template=None, limits=Limits(memory_mib=64, cpus=0.05, disk_mib=32))
+SPEC = SandboxSpec(image=IMAGE, template=None, limits=Limits(memory_mib=64, cpus=0.5, disk_mib=32))
 STARTS, CLAIMS, AT_ONCE, CALLS = 8, 10, 20, 200
 TIMEOUT_S = 180.0
 
@@ -45,7 +45,7 @@ def bare(backend: KubernetesBackend) -> Callable[[], Awaitable[None]]:
 
     async def once() -> None:
         name = f"bare-{secrets.token_hex(4)}"
-        amounts = {"cpu": "50m", "memory": "64Mi"}
+        amounts = {"cpu": "500m", "memory": "64Mi"}
         container = k8s.V1Container(
             name="c",
             image=IMAGE,

@@ -6,25 +6,28 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.conformance.gaps import DEFAULT_IMAGE, GAPS, subject
 from orchestrator.conformance.model import Report, Result
 from orchestrator.conformance.runner import run
-from orchestrator.interfaces import SandboxBackend, SandboxSpec, Template
+from orchestrator.interfaces import SandboxBackend, SandboxSpec, Scope, Template
 from orchestrator.models import Limits
 from orchestrator.operations import ManifestFile
 
 LIMITS = Limits(memory_mib=512, cpus=1.0, pids=128, disk_mib=128, inodes=20_000, open_files=1024)
+SCHEDULED_CPUS = 0.6
+"""Where a box is promised its processors for itself: three stand side by side, and a small node has two."""
 FILES = {"README": b"a template for conformance\n", "sub/inner": b"inner\n"}
 
 
 @asynccontextmanager
-async def suite_spec(image: str = DEFAULT_IMAGE) -> AsyncIterator[SandboxSpec]:
+async def suite_spec(image: str = DEFAULT_IMAGE, *, cpus: float = LIMITS.cpus) -> AsyncIterator[SandboxSpec]:
     """What the suite's boxes are made from: `image` over a small template on this machine's disk."""
     with tempfile.TemporaryDirectory(prefix="tiltyard-conformance-") as folder:
         template = await asyncio.to_thread(_template, Path(folder), image)
-        yield SandboxSpec(image=image, template=template, limits=LIMITS)
+        yield SandboxSpec(image=image, template=template, limits=replace(LIMITS, cpus=cpus))
 
 
 def _template(folder: Path, image: str) -> Template:
@@ -52,6 +55,6 @@ async def run_named(
     `runtime` is the one that `backend` was made with: it only names the subject.
     `on_result` is told of each as it ends. Raises Misconfigured for an unknown group.
     """
-    async with suite_spec(image) as spec:
+    async with suite_spec(image, cpus=SCHEDULED_CPUS if backend.scope is Scope.DEPLOYMENT else LIMITS.cpus) as spec:
         name = subject(backend.name, runtime=runtime, image=image)
         return await run(backend, spec=spec, gaps=GAPS.get(name, {}), on_result=on_result, groups=groups, subject=name)

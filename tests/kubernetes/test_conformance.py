@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.conformance import Outcome, line, run
 from orchestrator.conformance.gaps import DEFAULT_IMAGE, GAPS
-from orchestrator.conformance.named import suite_spec
+from orchestrator.conformance.named import SCHEDULED_CPUS, suite_spec
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.conftest import backend_over
 from tests.needs import needs
@@ -30,7 +30,7 @@ QUICK = {
 async def test_pods_conform_but_for_known_gaps(cluster: Cluster, subject: str) -> None:
     groups = () if os.environ.get("TILTYARD_KUBE_WHOLE") else QUICK[subject]
     told: list[str] = []
-    async with backend_over(**FORMS[subject]) as backend, suite_spec(DEFAULT_IMAGE) as spec:
+    async with backend_over(**FORMS[subject]) as backend, suite_spec(DEFAULT_IMAGE, cpus=SCHEDULED_CPUS) as spec:
         report = await run(
             backend,
             spec=spec,

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -47,6 +48,8 @@ END_GRACE_S = 20.0
 FORCE_AFTER_S = 10.0
 """A pod whose node does not confirm its end is taken out of the record without it: the node is gone, or removes it when it is back."""
 GONE_S = 10.0
+REASON_S = 0.2
+"""A start gives up so much before its time is over, to tell why."""
 GVISOR_CLASSES = ("gvisor", "runsc")
 GVISOR_LOG = "Starting gVisor"
 
@@ -140,7 +143,7 @@ class KubernetesBackend:
             self._warm.want(spec)
         try:
             async with asyncio.timeout_at(deadline), self._slots:
-                return await self._start(sandbox_id, spec, IN_USE, deadline)
+                return await self._start(sandbox_id, spec, IN_USE, deadline - REASON_S)
         except TimeoutError:
             raise StartFailed("the box did not come up in time; the cluster may be busy: try again") from None
 
@@ -204,7 +207,7 @@ class KubernetesBackend:
     async def _started(self, sandbox_id: SandboxId, spec: SandboxSpec, state: str, deadline: float) -> AgentClient:
         seed = await self._seeds.tar(spec.template) if spec.template is not None else None
         await self._store_pod(sandbox_id, spec, state, deadline)
-        pod = await self._running(sandbox_id, deadline)
+        pod = await self._placed(sandbox_id, deadline)
         client = self._client(sandbox_id, pod.ip)
         work = asyncio.ensure_future(self._prepare(client, seed, deadline))
         ended = asyncio.ensure_future(
@@ -215,13 +218,15 @@ class KubernetesBackend:
             if not work.done():
                 raise StartFailed(start_failure(self.informer.pods.get(pod.name)))
             await work
+        except TimeoutError:
+            raise StartFailed(_why_not(self.informer.pods.get(pod.name))) from None
         finally:
             for task in (work, ended):
                 task.cancel()
             await asyncio.wait({work, ended})
         return client
 
-    async def _prepare(self, client: AgentClient, seed, deadline: float) -> None:  # type: ignore[no-untyped-def]
+    async def _prepare(self, client: AgentClient, seed: Path | None, deadline: float) -> None:
         health = await client.wait_ready(deadline=deadline)
         if self._settings.runtime_class in GVISOR_CLASSES and GVISOR_LOG not in health.kernel.log:
             raise Misconfigured(
@@ -255,12 +260,13 @@ class KubernetesBackend:
             stored = await api.create_pod(pod, deadline=deadline)
         await informer.heard(facts_of(stored))
 
-    async def _running(self, sandbox_id: SandboxId, deadline: float) -> PodFacts:
-        """The pod, once its box runs. A cluster without room is given our warm boxes' first."""
+    async def _placed(self, sandbox_id: SandboxId, deadline: float) -> PodFacts:
+        """The pod, once it has an address: its agent answers up to a second before the cluster tells that it runs. A cluster without room is given
+        our warm boxes' first."""
         name, give_up = pod_name(sandbox_id), min(deadline, time.monotonic() + self._settings.start_s)
 
         def settled(pod: PodFacts | None) -> bool:
-            return bool(start_failure(pod)) or (pod is not None and pod.running and bool(pod.ip))
+            return bool(start_failure(pod)) or bool(pod and pod.ip)
 
         full = asyncio.ensure_future(
             self.informer.until(name, lambda pod: settled(pod) or bool(pod and pod.unschedulable), deadline=give_up)
@@ -312,8 +318,8 @@ class KubernetesBackend:
         if pod is None:
             self._warm.lost(SandboxId(known.sandbox) if known is not None else SandboxId(""))
 
-    def _beside(self, work) -> None:  # type: ignore[no-untyped-def]
-        task = asyncio.ensure_future(work)
+    def _beside(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 

@@ -4,8 +4,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from orchestrator.backends.kubernetes.api import AGAIN, NO_ANSWER, Event, Refused
 from orchestrator.backends.kubernetes.facts import PodFacts, facts_of
@@ -20,9 +20,9 @@ GONE = 410
 class PodSource(Protocol):
     """What the informer asks: `orchestrator.backends.kubernetes.api.Api`."""
 
-    async def list_pods(self, selector: str): ...  # type: ignore[no-untyped-def]
+    async def list_pods(self, selector: str) -> tuple[Sequence[Mapping[str, Any]], str]: ...
 
-    def watch_pods(self, selector: str, version: str): ...  # type: ignore[no-untyped-def]
+    def watch_pods(self, selector: str, version: str) -> AsyncIterator[Event]: ...
 
 
 class PodInformer:
