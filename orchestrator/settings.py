@@ -97,6 +97,8 @@ class Settings(BaseSettings):
     """Backend kubernetes: reach boxes through the API server, where this machine has no way to pods' addresses."""
     kube_warm_boxes: int = Field(default=2, ge=0)
     """Backend kubernetes: pods kept ready per task image in use."""
+    kube_start_s: float = Field(default=120.0, gt=0)
+    """Backend kubernetes: how long a pod may wait for room and for its image."""
     memory_limit_mib: int = Field(default=0, ge=0)
     """Memory that all boxes together may be promised; 0: three quarters of the machine's."""
     disk_reserve_mib: int = Field(default=2048, ge=0)

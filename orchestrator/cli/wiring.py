@@ -203,6 +203,7 @@ def kubernetes_settings(settings: Settings) -> "KubernetesSettings":
         seccomp_profile=settings.kube_seccomp_profile,
         port_forward=settings.kube_port_forward,
         warm_boxes=settings.kube_warm_boxes,
+        start_s=settings.kube_start_s,
         start_slots=max(settings.start_slots, 8),
         max_boxes=settings.max_boxes,
         memory_limit_mib=settings.memory_limit_mib,

@@ -61,7 +61,7 @@ def started(nodes: int = 1) -> Iterator[Cluster]:
     """Ready to serve on, and gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="ty-kube-"))
     with _cluster(nodes, folder) as cluster:
-        _load_images(cluster, folder)
+        load_images(cluster, folder)
         _apply(cluster)
         yield cluster
     shutil.rmtree(folder)
@@ -99,7 +99,7 @@ def _sh(*command: str, env: dict[str, str] | None = None) -> str:
     return done.stdout
 
 
-def _load_images(cluster: Cluster, folder: Path) -> None:
+def load_images(cluster: Cluster, folder: Path, nodes: int = 1) -> None:
     if cluster.script is None and not shutil.which("kind"):
         return  # the cluster's owner has them in a registry
     agent, boxes = folder / "agent.tar", folder / "boxes.tar"
@@ -108,7 +108,7 @@ def _load_images(cluster: Cluster, folder: Path) -> None:
     archives = (agent, boxes)
     for archive in archives:
         if cluster.script is not None:
-            _sh(str(cluster.script), "load", str(archive), env=cluster.env)
+            _sh(str(cluster.script), "load", str(archive), env={**cluster.env, "KUBE_NODES": str(nodes)})
         else:
             _sh("kind", "load", "image-archive", str(archive), "--name", KIND)
         archive.unlink()

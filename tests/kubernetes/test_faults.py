@@ -4,83 +4,25 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-import aiohttp
 import pytest
 
-from orchestrator.interfaces import Sandbox
-from orchestrator.models import CallKey, OpId, PendingCall
-from orchestrator.operations import Exec, ExecResult
-from tests.e2e.harness import MENDED, Server, Trainer, make_repository, serving, task_rows
+from tests.e2e.harness import MENDED, Server, make_repository, serving, task_rows
 from tests.kubernetes.cluster import NAMESPACE, Cluster
+from tests.kubernetes.rollouts import (
+    SMALL,
+    a_call,
+    is_lost_and_never_scored,
+    no_pods,
+    pod_of,
+    served,
+    status_of,
+    trainer,
+)
 from tests.needs import needs
 
 pytestmark = [pytest.mark.anyio, needs("kubernetes", "root"), pytest.mark.cluster, pytest.mark.timeout(300)]
-
-SMALL = {"limits": {"memory_mib": 128, "disk_mib": 64, "pids": 64, "cpus": 0.2}}
-
-
-async def run(box: Sandbox, key: str, script: str) -> str:
-    call = PendingCall(key=CallKey(key), sequence=1, tool="shell", arguments={}, operations=0)
-    op = Exec(argv=("sh", "-c", script), timeout_s=20)
-    done = await box.run(op, op_id=OpId(call=call.key, number=0), deadline=time.monotonic() + 30, call=call)
-    assert isinstance(done, ExecResult), done
-    return done.stdout.head.decode()
-
-
-@asynccontextmanager
-async def served(cluster: Cluster, folder: Path, **env: str) -> AsyncIterator[Server]:
-    repo = folder / "repo"
-    commit = await asyncio.to_thread(make_repository, repo)
-    settings = {
-        "TILTYARD_BACKEND": "kubernetes",
-        "KUBECONFIG": str(cluster.kubeconfig),
-        "TILTYARD_KUBE_WARM_BOXES": "0",
-        "TILTYARD_GRADER_RESERVE": "0",
-        "PATH": cluster.env["PATH"],
-    }
-    try:
-        async with serving(folder, task_rows(repo, commit, **SMALL), **settings, **env) as server:
-            yield server
-    finally:
-        cluster.kubectl("delete", "pods", "--all", "-n", NAMESPACE, "--grace-period=0", "--force", "--wait=false")
-
-
-@asynccontextmanager
-async def trainer(server: Server, trace: str, task: str = "calc-tests") -> AsyncIterator[Trainer]:
-    async with aiohttp.ClientSession() as session:
-        yield Trainer(server=server, trace_id=trace, task_id=task, session=session)
-
-
-async def status_of(server: Server, path: str, body: dict[str, object]) -> tuple[int, str]:
-    async with aiohttp.ClientSession() as session, session.post(server.url + path, json=body) as reply:
-        return reply.status, await reply.text()
-
-
-def a_call(trace: str, command: str, call_id: str = "c-x") -> dict[str, object]:
-    arguments = json.dumps({"command": command})
-    body: dict[str, object] = {"type": "function_call", "id": f"fc-{call_id}", "call_id": call_id, "name": "shell"}
-    return body | {"arguments": arguments, "trace_id": trace, "item": {"task_id": "calc-tests"}}
-
-
-def a_grade(trace: str) -> dict[str, object]:
-    sample = {"output_text": "Done.", "output_tools": []}
-    return {"sample": sample, "item": {"task_id": "calc-tests"}, "trace_id": trace}
-
-
-def pod_of(cluster: Cluster) -> str:
-    (name,) = [name for name in cluster.pods() if name.startswith("tiltyard-r-")]
-    return name
-
-
-async def no_pods(cluster: Cluster, within_s: float = 60.0) -> None:
-    deadline = time.monotonic() + within_s
-    while left := await asyncio.to_thread(cluster.pods):
-        assert time.monotonic() < deadline, f"left: {left}"
-        await asyncio.sleep(0.5)
 
 
 async def test_a_rollout_runs_is_graded_and_leaves_no_pod(cluster: Cluster, tmp_path: Path) -> None:
@@ -153,12 +95,7 @@ async def test_a_box_that_the_cluster_ends_is_lost_and_never_scored(cluster: Clu
             cluster.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
         else:
             cluster.kubectl("delete", "configmap", f"tiltyard-{server.deployment}", "-n", NAMESPACE)
-        status, text = await asyncio.wait_for(calling, 60)
-        assert status >= 500, text
-        assert "sandbox_lost" in text, text
-        status, text = await status_of(server, "/grade", a_grade("t-1"))
-        assert status >= 500, text
-        assert "score" not in json.loads(text)
+        await is_lost_and_never_scored(server, "t-1", calling)
         await no_pods(cluster)
 
 
@@ -235,7 +172,7 @@ async def test_a_foreign_finalizer_holds_a_pod_and_nothing_else(cluster: Cluster
 async def test_an_image_that_cannot_be_pulled_is_named(cluster: Cluster, tmp_path: Path) -> None:
     repo = tmp_path / "repo"
     commit = await asyncio.to_thread(make_repository, repo)
-    rows = task_rows(repo, commit, image="nowhere.invalid/none:1", **SMALL)
+    rows = task_rows(repo, commit, image="nowhere.invalid/none:1", limits=SMALL)
     env = {"TILTYARD_BACKEND": "kubernetes", "KUBECONFIG": str(cluster.kubeconfig), "TILTYARD_KUBE_WARM_BOXES": "0"}
     with contextlib.suppress(FileNotFoundError):
         async with serving(tmp_path, rows, **env) as server:
