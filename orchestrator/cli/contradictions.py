@@ -21,10 +21,6 @@ def check_settings(settings: Settings) -> None:
             f"TILTYARD_{changed[0].upper()} is the kubernetes backend's, and the backend is {settings.backend}: "
             "leave it out, or serve with --backend kubernetes"
         )
-    if settings.kube_port_forward:
-        raise Misconfigured(
-            "TILTYARD_KUBE_PORT_FORWARD: boxes are not reached through the API server yet; serve where pods' addresses can be reached"
-        )
     if settings.backend != "local" and (settings.local_any_image or settings.local_paths):
         name = "--host-root" if settings.local_any_image else "TILTYARD_LOCAL_PATHS"
         raise Misconfigured(

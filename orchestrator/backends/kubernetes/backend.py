@@ -19,6 +19,7 @@ from orchestrator.backends.kubernetes.agent_image import agent_image_reference
 from orchestrator.backends.kubernetes.api import Api, QuotaFull, Refused, start_refusal
 from orchestrator.backends.kubernetes.ends import classify_end, start_failure
 from orchestrator.backends.kubernetes.facts import PodFacts, facts_of
+from orchestrator.backends.kubernetes.forwards import Forwards
 from orchestrator.backends.kubernetes.informer import PodInformer
 from orchestrator.backends.kubernetes.pods import (
     DEPLOYMENT,
@@ -78,6 +79,7 @@ class KubernetesBackend:
         self._clients: dict[SandboxId, AgentClient] = {}
         self._ends: dict[str, TiltyardError] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._forwards: Forwards | None = None
         self._opened: tuple[Api, PodInformer, TokenSigner, Owner] | None = None
 
     async def __aenter__(self) -> Self:
@@ -96,6 +98,8 @@ class KubernetesBackend:
             await api.aclose()
             raise
         self._opened = api, informer, signer, owner
+        if settings.port_forward:
+            self._forwards = Forwards(api.client.configuration, settings.namespace)
         return self
 
     async def __aexit__(
@@ -114,6 +118,8 @@ class KubernetesBackend:
             await client.aclose()
         if self._closing:
             await asyncio.wait(self._closing)
+        if self._forwards is not None:
+            await self._forwards.aclose()
         await api.aclose()
         self._opened = None
 
@@ -207,9 +213,10 @@ class KubernetesBackend:
     async def _started(self, sandbox_id: SandboxId, spec: SandboxSpec, state: str, deadline: float) -> AgentClient:
         seed = await self._seeds.tar(spec.template) if spec.template is not None else None
         await self._store_pod(sandbox_id, spec, state, deadline)
-        pod = await self._placed(sandbox_id, deadline)
+        by = min(deadline, time.monotonic() + self._settings.start_s)
+        pod = await self._placed(sandbox_id, by)
         client = self._client(sandbox_id, pod.ip)
-        work = asyncio.ensure_future(self._prepare(client, seed, deadline))
+        work = asyncio.ensure_future(self._prepare(client, seed, by, deadline))
         ended = asyncio.ensure_future(
             self.informer.until(pod.name, lambda found: bool(start_failure(found)), deadline=deadline + 60)
         )
@@ -226,8 +233,9 @@ class KubernetesBackend:
             await asyncio.wait({work, ended})
         return client
 
-    async def _prepare(self, client: AgentClient, seed: Path | None, deadline: float) -> None:
-        health = await client.wait_ready(deadline=deadline)
+    async def _prepare(self, client: AgentClient, seed: Path | None, by: float, deadline: float) -> None:
+        """`by`: when it must answer, `deadline`: when it must have its repository, both of this process's monotonic clock."""
+        health = await client.wait_ready(deadline=by)
         if self._settings.runtime_class in GVISOR_CLASSES and GVISOR_LOG not in health.kernel.log:
             raise Misconfigured(
                 f"RuntimeClass {self._settings.runtime_class!r} is not what its name says: "
@@ -263,19 +271,19 @@ class KubernetesBackend:
     async def _placed(self, sandbox_id: SandboxId, deadline: float) -> PodFacts:
         """The pod, once it has an address: its agent answers up to a second before the cluster tells that it runs. A cluster without room is given
         our warm boxes' first."""
-        name, give_up = pod_name(sandbox_id), min(deadline, time.monotonic() + self._settings.start_s)
+        name = pod_name(sandbox_id)
 
         def settled(pod: PodFacts | None) -> bool:
             return bool(start_failure(pod)) or bool(pod and pod.ip)
 
         full = asyncio.ensure_future(
-            self.informer.until(name, lambda pod: settled(pod) or bool(pod and pod.unschedulable), deadline=give_up)
+            self.informer.until(name, lambda pod: settled(pod) or bool(pod and pod.unschedulable), deadline=deadline)
         )
         try:
             pod = await full
             if pod is not None and pod.unschedulable and not settled(pod):
                 await self._warm.give_way()
-                pod = await self.informer.until(name, settled, deadline=give_up)
+                pod = await self.informer.until(name, settled, deadline=deadline)
         except TimeoutError:
             raise StartFailed(_why_not(self.informer.pods.get(name))) from None
         if reason := start_failure(pod):
@@ -284,8 +292,13 @@ class KubernetesBackend:
         return pod
 
     def _client(self, sandbox_id: SandboxId, ip: str) -> AgentClient:
-        signer = self._parts()[2]
-        endpoint = TcpEndpoint(host=ip, port=AGENT_PORT, token=lambda epoch: signer.token(sandbox_id, epoch))
+        signer, forwards = self._parts()[2], self._forwards
+        endpoint = TcpEndpoint(
+            host=ip,
+            port=AGENT_PORT,
+            token=lambda epoch: signer.token(sandbox_id, epoch),
+            connect=None if forwards is None else lambda: forwards.connector(pod_name(sandbox_id)),
+        )
         client = AgentClient(sandbox_id, endpoint, explain_loss=lambda: self._explain_loss(sandbox_id))
         self._clients[sandbox_id] = client
         return client
@@ -352,6 +365,8 @@ class KubernetesBackend:
         except Refused as error:
             raise SandboxError(f"the cluster does not remove the box's pod: {error}") from error
         self._ends.pop(name, None)
+        if self._forwards is not None:
+            await self._forwards.forget(name)
 
     async def _gone(self, name: str, within_s: float) -> bool:
         if name not in self.informer.pods:
@@ -391,6 +406,11 @@ def _why_not(pod: PodFacts | None) -> str:
         return f"no node has room for the box: {pod.unschedulable[:300]}"
     if pod is not None and pod.waiting:
         return f"the box did not start in time: {pod.waiting} {pod.message[:300]}"
+    if pod is not None and pod.running:
+        return (
+            f"the box's pod runs, and its agent is not reached from here at {pod.ip}:{AGENT_PORT}: give this host a route and the policies' "
+            "leave (k8s/components/hosts-outside), or set TILTYARD_KUBE_PORT_FORWARD"
+        )
     return "the box did not come up in time; the cluster may be busy: try again"
 
 

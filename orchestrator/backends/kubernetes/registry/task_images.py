@@ -22,17 +22,10 @@ from typing import Any, BinaryIO, Protocol, cast
 import structlog
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.backends.kubernetes.registry import (
-    DOCKER_MANIFEST,
-    Descriptor,
-    Image,
-    Reference,
-    Registry,
-    disk_errors,
-    parse_reference,
-    parse_repository,
-    reopened,
-)
+from orchestrator.backends.kubernetes.registry.client import Registry
+from orchestrator.backends.kubernetes.registry.manifests import DOCKER_MANIFEST, Descriptor, Image
+from orchestrator.backends.kubernetes.registry.references import Reference, parse_reference, parse_repository
+from orchestrator.backends.kubernetes.registry.scratch import disk_errors, reopened
 from orchestrator.errors import Misconfigured, RepositoryError
 from orchestrator.interfaces import Template
 from orchestrator.models import canonical_json
