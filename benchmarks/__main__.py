@@ -89,11 +89,13 @@ def keep(budgets: Sequence[Budget], samples: Sequence[Sample]) -> Path:
     return path
 
 
-def renew_page(text: str) -> None:
-    before, _, rest = PAGE.read_text().partition(START)
-    _, _, after = rest.partition(END)
+def renew_page(text: str, marks: tuple[str, str] = (START, END)) -> None:
+    """Put the table between its two marks of docs/performance.md."""
+    start, end = marks
+    before, _, rest = PAGE.read_text().partition(start)
+    _, _, after = rest.partition(end)
     machine = f"{os.cpu_count()} cores, Linux {platform.release()}, {datetime.now(UTC):%Y-%m-%d}."
-    PAGE.write_text(f"{before}{START}\n{machine}\n\n{text}\n{END}{after}")
+    PAGE.write_text(f"{before}{start}\n{machine}\n\n{text}\n{end}{after}")
 
 
 def main() -> int:

@@ -53,9 +53,13 @@ async def timed(name: str, once: Callable[[], Awaitable[object]], *, runs: int, 
 
 
 async def interleaved(
-    contenders: Sequence[tuple[str, Callable[[], Awaitable[object]]]], *, runs: int, warmup: int = 2
+    contenders: Sequence[tuple[str, Callable[[], Awaitable[object]]]],
+    *,
+    runs: int,
+    warmup: int = 2,
+    between: Callable[[], Awaitable[object]] | None = None,
 ) -> dict[str, Sample]:
-    """Each contender once per round, so that a drift of the machine's speed meets all of them."""
+    """Each contender once per round, so that a drift of the machine's speed meets all of them. `between` clears away, and is not timed."""
     taken: dict[str, list[float]] = {name: [] for name, _ in contenders}
     for turn in range(warmup + runs):
         for name, once in contenders:
@@ -63,4 +67,6 @@ async def interleaved(
             await once()
             if turn >= warmup:
                 taken[name].append(time.perf_counter() - started)
+            if between is not None:
+                await between()
     return {name: Sample(name=name, seconds=tuple(seconds)) for name, seconds in taken.items()}

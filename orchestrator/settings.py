@@ -33,8 +33,12 @@ def _name(value: str) -> str:
     return value
 
 
+def _words(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
 def _addresses(value: object) -> object:
-    given = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    given = _words(value)
     if not isinstance(given, list | tuple):
         return given
     try:
@@ -95,6 +99,11 @@ class Settings(BaseSettings):
     """Backend kubernetes: path of our system call filter below the nodes' seccomp folder; empty: the runtime's own filter."""
     kube_port_forward: bool = False
     """Backend kubernetes: reach boxes through the API server, where this machine has no way to pods' addresses."""
+    kube_task_images: str = ""
+    """Backend kubernetes: repository for task images, such as registry.example/team/tasks: this host pushes to it, nodes pull from it, and a task's
+    repository comes with its image. Empty: it is streamed to each pod."""
+    kube_insecure_registries: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = ()
+    """Backend kubernetes: registries (host, or host:port; comma between) that speak plain HTTP."""
     kube_warm_boxes: int = Field(default=2, ge=0)
     """Backend kubernetes: pods kept ready per task image in use."""
     kube_start_s: float = Field(default=120.0, gt=0)

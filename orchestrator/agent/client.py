@@ -125,8 +125,9 @@ class AgentClient:
         self._fence = {"Tiltyard-Rollout": name, "Tiltyard-Epoch": str(epoch)}
         return lease
 
-    async def seed(self, tar: Streamed, *, deadline: float) -> None:
-        """Unpack an uncompressed tar (files, folders, symlinks) into the workspace of a box that nobody has yet.
+    async def seed(self, tar: Streamed | None, *, deadline: float) -> None:
+        """Unpack an uncompressed tar (files, folders, symlinks), or what the box's own image holds (None), into the workspace of a box that nobody
+        has yet.
 
         Raises TimeoutError, what `explain_loss` returns, AgentProtocolError (no valid token), SandboxError (refused: the box was leased, is too
         small for it, or the tar holds what it may not).
@@ -134,7 +135,10 @@ class AgentClient:
         left = deadline - time.monotonic()
         try:
             reply = await self._transport.stream(
-                "/v1/seed?path=.", tar, timeout_s=max(0.0, left), limit_bytes=SMALL_REPLY_BYTES
+                "/v1/seed?path=." if tar is not None else "/v1/seed?path=.&from=image",
+                tar if tar is not None else b"",
+                timeout_s=max(0.0, left),
+                limit_bytes=SMALL_REPLY_BYTES,
             )
         except Stalled:
             raise TimeoutError("the box did not take its repository in time") from None

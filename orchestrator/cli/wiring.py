@@ -202,6 +202,8 @@ def kubernetes_settings(settings: Settings) -> "KubernetesSettings":
         security=settings.kube_security,
         seccomp_profile=settings.kube_seccomp_profile,
         port_forward=settings.kube_port_forward,
+        task_images=settings.kube_task_images,
+        insecure_registries=frozenset(settings.kube_insecure_registries),
         warm_boxes=settings.kube_warm_boxes,
         start_s=settings.kube_start_s,
         start_slots=max(settings.start_slots, 8),

@@ -77,7 +77,12 @@ func (a *agent) putSeed(w http.ResponseWriter, r *http.Request) error {
 	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(streamTimeout)); err != nil {
 		return err
 	}
-	done, err := a.unpackSeed(http.MaxBytesReader(w, r.Body, maxSeedBody))
+	source, err := seedSource(w, r)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	done, err := a.unpackSeed(source)
 	if err != nil {
 		return tarError(".", err)
 	}

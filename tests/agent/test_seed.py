@@ -54,6 +54,13 @@ async def test_a_new_box_is_seeded_and_a_leased_one_is_not(short_path: Path) -> 
             await box.client.seed(packed(*tree), deadline=time.monotonic() + 10)
 
 
+async def test_a_box_whose_image_holds_no_repository_says_so(short_path: Path) -> None:
+    async with pod(short_path) as box:
+        await box.client.wait_ready(time.monotonic() + 10)
+        with pytest.raises(SandboxError, match="holds no repository at /tiltyard/seed"):
+            await box.client.seed(None, deadline=later(box))
+
+
 HOSTILE_SEEDS = {
     "through a link": (("out", "l", b"OUTSIDE"), ("out/seeded", "f", b"x")),
     "upwards": (("../seeded", "f", b"x"),),

@@ -17,7 +17,12 @@ SMALL: dict[str, object] = {"memory_mib": 128, "disk_mib": 64, "pids": 64, "cpus
 
 @asynccontextmanager
 async def served(
-    cluster: Cluster, folder: Path, *, limits: dict[str, object] = SMALL, **env: str
+    cluster: Cluster,
+    folder: Path,
+    *,
+    limits: dict[str, object] = SMALL,
+    image: str = "tiltyard/python:3.11",
+    **env: str,
 ) -> AsyncIterator[Server]:
     repo = folder / "repo"
     commit = await asyncio.to_thread(make_repository, repo)
@@ -29,7 +34,9 @@ async def served(
         "PATH": cluster.env["PATH"],
     }
     try:
-        async with serving(folder, task_rows(repo, commit, limits=limits), **{**settings, **env}) as server:
+        async with serving(
+            folder, task_rows(repo, commit, limits=limits, image=image), **{**settings, **env}
+        ) as server:
             yield server
     finally:
         cluster.kubectl("delete", "pods", "--all", "-n", NAMESPACE, "--grace-period=0", "--force", "--wait=false")

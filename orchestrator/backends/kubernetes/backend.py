@@ -5,7 +5,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from pathlib import Path
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -35,11 +35,11 @@ from orchestrator.backends.kubernetes.pods import (
     pod_name,
     uid_block,
 )
-from orchestrator.backends.kubernetes.seeds import Seeds
+from orchestrator.backends.kubernetes.seeds import delivery
 from orchestrator.backends.kubernetes.settings import AGENT_PORT, KubernetesSettings
 from orchestrator.backends.kubernetes.warm import WarmPods
 from orchestrator.errors import EngineUnavailable, Misconfigured, SandboxError, SandboxLost, StartFailed, TiltyardError
-from orchestrator.interfaces import Capacity, OwnedSandbox, Sandbox, SandboxSpec, Scope
+from orchestrator.interfaces import Capacity, OwnedSandbox, Sandbox, SandboxSpec, Scope, Template
 from orchestrator.models import HostId, SandboxId
 
 log = logging.getLogger(__name__)
@@ -74,8 +74,8 @@ class KubernetesBackend:
         self._settings = settings
         self._make_pod = pod
         self._slots = asyncio.Semaphore(settings.start_slots)
-        self._seeds = Seeds(settings.state_dir / f"seeds-{settings.host_id}")
-        self._warm = WarmPods(settings.warm_boxes, self._make_warm, self._remove)
+        self._delivery = delivery(settings)
+        self.warm = WarmPods(settings.warm_boxes, self._make_warm, self._remove)
         self._clients: dict[SandboxId, AgentClient] = {}
         self._ends: dict[str, TiltyardError] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -112,7 +112,7 @@ class KubernetesBackend:
         if self._opened is None:
             return
         api, informer, _, _ = self._opened
-        await self._warm.aclose()
+        await self.warm.aclose()
         await informer.aclose()
         for client in list(self._clients.values()):
             await client.aclose()
@@ -120,6 +120,7 @@ class KubernetesBackend:
             await asyncio.wait(self._closing)
         if self._forwards is not None:
             await self._forwards.aclose()
+        await self._delivery.aclose()
         await api.aclose()
         self._opened = None
 
@@ -141,12 +142,12 @@ class KubernetesBackend:
     async def create(self, sandbox_id: SandboxId, spec: SandboxSpec, *, deadline: float) -> Sandbox:
         """See SandboxBackend; a claimed box is there already. Whatever fails, nothing of the box is left behind."""
         check_spec(sandbox_id, spec, self._settings)
-        ready = self._warm.taken(sandbox_id)
+        ready = self.warm.taken(sandbox_id)
         if ready is not None:
             self._note_use(sandbox_id)
             return ready
         if not spec.grader:
-            self._warm.want(spec)
+            self.warm.want(spec)
         try:
             async with asyncio.timeout_at(deadline), self._slots:
                 return await self._start(sandbox_id, spec, IN_USE, deadline - REASON_S)
@@ -155,12 +156,12 @@ class KubernetesBackend:
 
     def claim(self, spec: SandboxSpec) -> SandboxId | None:
         """See WarmBoxes."""
-        return self._warm.claim(spec) if self._settings.warm_boxes and not spec.grader else None
+        return self.warm.claim(spec) if self._settings.warm_boxes and not spec.grader else None
 
     async def attach(self, sandbox_id: SandboxId) -> Sandbox:
         """A box made earlier, by whichever host. Raises SandboxLost, SandboxDead, EngineUnavailable."""
         pod = self.informer.pods.get(pod_name(sandbox_id)) or await self._look(sandbox_id)
-        if pod is None or pod.over or pod.deleting or not pod.ip:
+        if pod is None or not pod.reachable:
             raise self._ends.get(pod_name(sandbox_id)) or classify_end(pod)
         return self._client(sandbox_id, pod.ip)
 
@@ -170,12 +171,12 @@ class KubernetesBackend:
 
     async def owned(self) -> Sequence[OwnedSandbox]:
         """Every box of this deployment, whichever host made it, but for the warm ones that this process keeps itself."""
-        kept = self._warm.kept
+        kept = self.warm.kept
         return [
             OwnedSandbox(
                 id=SandboxId(pod.sandbox),
                 created_at=pod.created_at,
-                running=pod.running and not pod.deleting,
+                running=pod.reachable,
                 host=HostId(pod.labels.get(HOST, "")),
             )
             for pod in sorted(self.informer.pods.values(), key=lambda pod: pod.name)
@@ -211,12 +212,13 @@ class KubernetesBackend:
             raise
 
     async def _started(self, sandbox_id: SandboxId, spec: SandboxSpec, state: str, deadline: float) -> AgentClient:
-        seed = await self._seeds.tar(spec.template) if spec.template is not None else None
+        if spec.template is not None:
+            spec = replace(spec, image=await self._delivery.image(spec.image, spec.template, spec.workdir))
         await self._store_pod(sandbox_id, spec, state, deadline)
         by = min(deadline, time.monotonic() + self._settings.start_s)
         pod = await self._placed(sandbox_id, by)
         client = self._client(sandbox_id, pod.ip)
-        work = asyncio.ensure_future(self._prepare(client, seed, by, deadline))
+        work = asyncio.ensure_future(self._prepare(client, spec.template, by, deadline))
         ended = asyncio.ensure_future(
             self.informer.until(pod.name, lambda found: bool(start_failure(found)), deadline=deadline + 60)
         )
@@ -233,7 +235,7 @@ class KubernetesBackend:
             await asyncio.wait({work, ended})
         return client
 
-    async def _prepare(self, client: AgentClient, seed: Path | None, by: float, deadline: float) -> None:
+    async def _prepare(self, client: AgentClient, template: Template | None, by: float, deadline: float) -> None:
         """`by`: when it must answer, `deadline`: when it must have its repository, both of this process's monotonic clock."""
         health = await client.wait_ready(deadline=by)
         if self._settings.runtime_class in GVISOR_CLASSES and GVISOR_LOG not in health.kernel.log:
@@ -241,9 +243,8 @@ class KubernetesBackend:
                 f"RuntimeClass {self._settings.runtime_class!r} is not what its name says: "
                 f"a box runs on {health.kernel.version!r}, which is no gVisor"
             )
-        if seed is not None:
-            with await asyncio.to_thread(seed.open, "rb") as tar:
-                await client.seed(tar, deadline=deadline)
+        if template is not None:
+            await self._delivery.seed(client, template, deadline)
 
     async def _store_pod(self, sandbox_id: SandboxId, spec: SandboxSpec, state: str, deadline: float) -> None:
         api, informer, signer, owner = self._parts()
@@ -263,7 +264,7 @@ class KubernetesBackend:
             refusal = start_refusal(error)
             if error.status == 409:
                 raise _NotStored(f"box {sandbox_id} exists already") from error
-            if not isinstance(refusal, QuotaFull) or state == WARM or not await self._warm.give_way():
+            if not isinstance(refusal, QuotaFull) or state == WARM or not await self.warm.give_way():
                 raise refusal from error
             stored = await api.create_pod(pod, deadline=deadline)
         await informer.heard(facts_of(stored))
@@ -282,7 +283,7 @@ class KubernetesBackend:
         try:
             pod = await full
             if pod is not None and pod.unschedulable and not settled(pod):
-                await self._warm.give_way()
+                await self.warm.give_way()
                 pod = await self.informer.until(name, settled, deadline=deadline)
         except TimeoutError:
             raise StartFailed(_why_not(self.informer.pods.get(name))) from None
@@ -329,7 +330,7 @@ class KubernetesBackend:
         if client is not None:
             self._beside(client.aclose())
         if pod is None:
-            self._warm.lost(SandboxId(known.sandbox) if known is not None else SandboxId(""))
+            self.warm.lost(SandboxId(known.sandbox) if known is not None else SandboxId(""))
 
     def _beside(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(work)

@@ -43,6 +43,11 @@ class PodFacts:
         return bool(self.disrupted) and self.disrupted != "TerminationByKubelet"
 
     @property
+    def reachable(self) -> bool:
+        """Its agent may answer. The cluster tells up to a second late that it runs, and where it is in time."""
+        return bool(self.ip) and not self.over and not self.deleting
+
+    @property
     def over(self) -> bool:
         return self.phase in ("Failed", "Succeeded") or self.exit_code is not None
 

@@ -1,10 +1,16 @@
-"""Sealed templates as tars, for boxes on machines that do not see this one's disk: made once per template, streamed once per pod."""
+"""How sealed templates come into boxes on machines that do not see this one's disk: streamed once per pod, or inside of the task's image."""
 
+import asyncio
 import os
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Protocol
 
+from orchestrator.agent.client import AgentClient
+from orchestrator.backends.kubernetes.registry.client import Registry, RegistrySettings
+from orchestrator.backends.kubernetes.registry.task_images import task_image
+from orchestrator.backends.kubernetes.settings import KubernetesSettings
 from orchestrator.errors import Misconfigured
 from orchestrator.interfaces import Template
 from orchestrator.repos.locks import NamedLocks
@@ -14,19 +20,62 @@ KEPT = 16
 """Tars kept per host; the longest unused go first. Each is as large as its tree."""
 
 
-class Seeds:
-    """`folder` is this host's alone."""
+class Delivery(Protocol):
+    """Raises Misconfigured, RepositoryError, OSError; `seed` what `AgentClient.seed` does."""
+
+    async def image(self, base: str, template: Template, workdir: str) -> str:
+        """What a pod is made from, all else done that must be done before there is one; simultaneous callers wait for one."""
+
+    async def seed(self, client: AgentClient, template: Template, deadline: float) -> None:
+        """Fill the workspace of a fresh box."""
+
+    async def aclose(self) -> None:
+        """Idempotent."""
+
+
+def delivery(settings: KubernetesSettings) -> Delivery:
+    """Into images where a repository for them is set."""
+    return InImages(settings) if settings.task_images else Streamed(settings.state_dir / f"seeds-{settings.host_id}")
+
+
+class InImages:
+    """A template is one more layer of its task's image, made once for all hosts, and brought by the nodes' own caches."""
+
+    def __init__(self, settings: KubernetesSettings) -> None:
+        self._repository = settings.task_images
+        self._registry = Registry(RegistrySettings(insecure=settings.insecure_registries))
+
+    async def image(self, base: str, template: Template, workdir: str) -> str:
+        return await task_image(self._registry, base, template, workdir=workdir, repository=self._repository)
+
+    async def seed(self, client: AgentClient, template: Template, deadline: float) -> None:
+        await client.seed(None, deadline=deadline)
+
+    async def aclose(self) -> None:
+        await self._registry.aclose()
+
+
+class Streamed:
+    """A template is a tar on this host's disk, made once. `folder` is this host's alone."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._locks = NamedLocks()
 
-    async def tar(self, template: Template) -> Path:
-        """Made where it is missing; simultaneous callers wait for one. Raises Misconfigured (more than one layer), OSError."""
-        path = self._folder / f"{template.key}.tar"
+    async def image(self, base: str, template: Template, workdir: str) -> str:
         async with self._locks[template.key]:
-            await finish(None, _make, template, path)
-        return path
+            await finish(None, _make, template, self._path(template))
+        return base
+
+    async def seed(self, client: AgentClient, template: Template, deadline: float) -> None:
+        with await asyncio.to_thread(self._path(template).open, "rb") as tar:
+            await client.seed(tar, deadline=deadline)
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+    def _path(self, template: Template) -> Path:
+        return self._folder / f"{template.key}.tar"
 
 
 def _make(template: Template, path: Path) -> None:

@@ -31,6 +31,10 @@ class KubernetesSettings:
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
     port_forward: bool = False
     """Reach boxes through the API server: for hosts that have no way to pods' addresses, such as a laptop."""
+    task_images: str = ""
+    """Repository for task images; empty: repositories are streamed to pods."""
+    insecure_registries: frozenset[str] = frozenset()
+    """Registries that speak plain HTTP; those on loopback do anyway."""
     warm_boxes: int = 0
     """Pods kept ready per task image in use."""
     start_slots: int = 16

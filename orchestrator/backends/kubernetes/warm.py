@@ -90,6 +90,10 @@ class WarmPods:
         self.want(spec)
         return sandbox_id
 
+    def ready(self, spec: SandboxSpec) -> int:
+        """How many boxes of this shape can be claimed now."""
+        return len(self._ready.get(shape_of(spec), ()))
+
     def taken(self, sandbox_id: SandboxId) -> AgentClient | None:
         return self._claimed.pop(sandbox_id, None)
 
