@@ -102,3 +102,14 @@ async def remove_workspace(workspaces: Workspaces, sandbox_id: SandboxId) -> Non
             await asyncio.sleep(WORKSPACE_PAUSE_S)
         else:
             return
+
+
+def process_limit(pids: int, *, shared: bool, own_kernel: bool) -> int:
+    """RLIMIT_NPROC of what runs in a box; `shared`: agent and commands have one uid. Pure.
+
+    It counts a uid's threads. gVisor exempts no root: with less than its own threads the agent would not start, so that there
+    a smaller limit counts as `AGENT_PIDS`.
+    """
+    if shared:
+        return pids + AGENT_PIDS
+    return max(pids, AGENT_PIDS) if own_kernel else pids

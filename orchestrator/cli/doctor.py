@@ -98,8 +98,10 @@ def _cgroups() -> Check:
 async def _engine_checks(settings: Settings) -> Sequence[Check]:
     """Of what makes the boxes, which is the backend that is set."""
     if settings.backend == "kubernetes":
-        from orchestrator.backends.kubernetes.check import check
-
+        try:
+            from orchestrator.backends.kubernetes.check import check
+        except ImportError:
+            return [fail("kubernetes", "the Kubernetes client is not installed", "pip install 'tiltyard[kubernetes]'")]
         return await check(kubernetes_settings(settings))
     if settings.backend == "local":
         from orchestrator.backends.local.doctor import inspect_machine

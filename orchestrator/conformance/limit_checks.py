@@ -50,6 +50,13 @@ async def fork_bomb_is_survived(rig: Rig) -> None:
 
 
 @GROUP.positive()
+async def a_box_of_few_processes_works(rig: Rig) -> None:
+    """What the agent needs for itself is not the commands': a box that may have eight processes starts, and runs commands."""
+    async with rig.own_box(rig.limited(pids=8)) as box:
+        expect.equal(await box.text("echo here"), "here\n", "the output")
+
+
+@GROUP.positive()
 async def memory_below_the_limit_can_be_used(rig: Rig) -> None:
     """A command may use a good part of the box's memory."""
     async with rig.own_box(rig.limited(memory_mib=MEMORY_MIB)) as box:

@@ -59,12 +59,10 @@ class Cluster:
 @contextmanager
 def started(nodes: int = 1) -> Iterator[Cluster]:
     """Ready to serve on, and gone afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="ty-kube-"))
-    with _cluster(nodes, folder) as cluster:
-        load_images(cluster, folder)
+    with tempfile.TemporaryDirectory(prefix="ty-kube-") as name, _cluster(nodes, Path(name)) as cluster:
+        load_images(cluster, Path(name))
         _apply(cluster)
         yield cluster
-    shutil.rmtree(folder)
 
 
 @contextmanager
@@ -84,10 +82,10 @@ def _cluster(nodes: int, folder: Path) -> Iterator[Cluster]:
         script = Path(os.environ["TILTYARD_KUBE_ASSETS"], "cluster")
         # A socket of a shim has 107 bytes for its path; mounts and processes of an earlier, killed run go first.
         _sh(str(script), "down")
-        _sh(str(script), "up", env={**env, "KUBE_NODES": str(nodes)})
         home = Path(env.get("KUBE_DIR", "/var/lib/throwaway-kube"))
         env["PATH"] = f"{home}/bin:{env['PATH']}"
         try:
+            _sh(str(script), "up", env={**env, "KUBE_NODES": str(nodes)})
             yield Cluster(admin=home / "admin.kubeconfig", kubeconfig=kubeconfig, script=script, env=env)
         finally:
             _sh(str(script), "down")

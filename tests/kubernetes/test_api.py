@@ -11,7 +11,7 @@ from kubernetes.aio import client as k8s
 
 from orchestrator.backends.kubernetes.api import Api, Refused
 from orchestrator.backends.kubernetes.settings import KubernetesSettings
-from orchestrator.errors import EngineUnavailable
+from orchestrator.errors import EngineUnavailable, Misconfigured
 
 pytestmark = pytest.mark.anyio
 
@@ -120,3 +120,23 @@ async def test_an_error_in_a_watch_is_a_refusal() -> None:
             async for _ in api.watch_pods("x=y", "1"):
                 pass
     assert error.value.status == 410
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[1",
+        "[]",
+        "3",
+        "clusters: 3",
+        "current-context: a\ncontexts: [3]\nclusters: []",
+        "apiVersion: v1\nkind: Config",
+    ],
+)
+async def test_a_broken_kubeconfig_is_named(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "config"
+    file.write_text(text)
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    with pytest.raises(Misconfigured, match="no cluster to serve on"):
+        await Api.open(SETTINGS)

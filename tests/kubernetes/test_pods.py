@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from kubernetes.aio import client as k8s
 
+from orchestrator.backends.boxes import AGENT_PIDS
 from orchestrator.backends.kubernetes import check
 from orchestrator.backends.kubernetes.agent_image import agent_image_reference, write_agent_image
 from orchestrator.backends.kubernetes.api import QuotaFull, Refused, mib, start_refusal
 from orchestrator.backends.kubernetes.ends import classify_end, start_failure
 from orchestrator.backends.kubernetes.facts import PodFacts, facts_of
-from orchestrator.backends.kubernetes.pods import WARM, Owner, PodPlan, check_spec, make_pod, uid_block
+from orchestrator.backends.kubernetes.pods import WARM, Owner, PodPlan, agent_config, check_spec, make_pod, uid_block
 from orchestrator.backends.kubernetes.settings import KubernetesSettings
 from orchestrator.errors import Misconfigured, SandboxDead, SandboxLost, SandboxOutOfMemory, SandboxOverDisk
 from orchestrator.interfaces import SandboxSpec
@@ -66,6 +67,16 @@ def test_warm_and_classes_are_as_set() -> None:
     assert pod["spec"]["runtimeClassName"] == "gvisor"
     profile = {"type": "Localhost", "localhostProfile": "t.json"}
     assert pod["spec"]["securityContext"]["seccompProfile"] == profile
+
+
+def test_the_agents_own_threads_are_no_processes_of_the_commands() -> None:
+    def nproc(pids: int, **changes: object) -> int:
+        plan = replace(PLAN, spec=replace(SPEC, limits=Limits(pids=pids)))
+        return agent_config(plan, replace(SETTINGS, **changes)).rlimits["nproc"]  # type: ignore[arg-type]
+
+    assert nproc(8) == 8
+    assert nproc(8, security="restricted") == 8 + AGENT_PIDS
+    assert (nproc(8, runtime_class="gvisor"), nproc(200, runtime_class="gvisor")) == (AGENT_PIDS, 200)
 
 
 BAD_SPECS = {

@@ -20,6 +20,7 @@ from orchestrator.backends.boxes import (
     SHM_BYTES,
     box_environment,
     cpu_period_us,
+    process_limit,
 )
 from orchestrator.egress import names
 from orchestrator.errors import Misconfigured
@@ -202,11 +203,10 @@ def _resources(plan: BoxPlan, shared: bool) -> dict[str, JsonValue]:
     memory_bytes = limits.memory_mib * MIB
     file_bytes = max(limits.disk_mib * MIB, MIN_FILE_BYTES)
     ulimits = [("nofile", limits.open_files), ("core", 0), ("fsize", file_bytes)]
-    if not shared:
+    if plan.own_kernel or not shared:
         # Counts per uid over the whole machine: means what it says only where no neighbour shares the uid.
-        ulimits.append(("nproc", limits.pids))
-    elif plan.own_kernel:
-        ulimits.append(("nproc", limits.pids + AGENT_PIDS))
+        most = process_limit(limits.pids, shared=shared, own_kernel=plan.own_kernel)
+        ulimits.append(("nproc", most))
     return {
         "Memory": memory_bytes,
         "MemorySwap": memory_bytes,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import aiohttp
+import yaml
 from kubernetes.aio import client as k8s
 from kubernetes.aio import config
 from kubernetes.aio.client.exceptions import ApiException
@@ -50,14 +51,19 @@ class Event:
     object: Body
 
 
+NO_KUBECONFIG = (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError)
+"""What the package raises for files that are missing, no YAML, or YAML of another kind."""
+
+
 async def connect(settings: KubernetesSettings) -> k8s.ApiClient:
     """Of the context that is set, the kubeconfig's current one, or the pod's own service account. Raises Misconfigured."""
     configuration = k8s.Configuration()
     try:
         await _configure(configuration, settings.context)
-    except (config.ConfigException, OSError, ValueError) as error:
+    except NO_KUBECONFIG as error:
+        told = str(error)[:300] or type(error).__name__
         raise Misconfigured(
-            f"no cluster to serve on ({str(error)[:300]}): set KUBECONFIG or --kube-context, or serve inside of a cluster"
+            f"no cluster to serve on ({told}): set KUBECONFIG or TILTYARD_KUBE_CONTEXT, or serve inside of a cluster"
         ) from error
     return k8s.ApiClient(configuration=configuration)
 

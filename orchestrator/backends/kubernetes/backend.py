@@ -23,6 +23,7 @@ from orchestrator.backends.kubernetes.forwards import Forwards
 from orchestrator.backends.kubernetes.informer import PodInformer
 from orchestrator.backends.kubernetes.pods import (
     DEPLOYMENT,
+    GVISOR_CLASSES,
     HOST,
     IN_USE,
     ROLE,
@@ -51,7 +52,6 @@ FORCE_AFTER_S = 10.0
 GONE_S = 10.0
 REASON_S = 0.2
 """A start gives up so much before its time is over, to tell why."""
-GVISOR_CLASSES = ("gvisor", "runsc")
 GVISOR_LOG = "Starting gVisor"
 
 

@@ -7,7 +7,7 @@ from kubernetes.aio import client as k8s
 
 from orchestrator.agent.config import RUN_DIR, AgentConfig
 from orchestrator.backends import boxes
-from orchestrator.backends.boxes import AGENT_CAPABILITIES, AGENT_PIDS, HOME, MIB, MIN_FILE_BYTES, box_environment
+from orchestrator.backends.boxes import AGENT_CAPABILITIES, HOME, MIB, MIN_FILE_BYTES, box_environment
 from orchestrator.backends.kubernetes.settings import AGENT_PORT, KubernetesSettings
 from orchestrator.errors import Misconfigured
 from orchestrator.interfaces import SandboxSpec
@@ -27,6 +27,8 @@ LAST_WORDS = f"{RUN_DIR}/private/last-words"
 """A file of the node's, which commands could fill at its usual place. Nobody reads it."""
 DISK = "/disk"
 """Where the init container sees the box's disk: workspace, tmp and home are folders of it, so that one limit holds for all."""
+GVISOR_CLASSES = ("gvisor", "runsc")
+"""Names of RuntimeClasses that are believed to be gVisor, and held to it."""
 JOURNAL_MIB = 320
 """The agent's journal (256 MiB), its program, and room."""
 UID_FLOOR, UID_CEILING, BLOCK_UIDS = 2**20, 2**31 - 2**16, 64
@@ -109,7 +111,9 @@ def agent_config(plan: PodPlan, settings: KubernetesSettings) -> AgentConfig:
         allow_loopback=settings.port_forward,
         rlimits={
             "nofile": limits.open_files,
-            "nproc": limits.pids + (AGENT_PIDS if shared else 0),
+            "nproc": boxes.process_limit(
+                limits.pids, shared=shared, own_kernel=settings.runtime_class in GVISOR_CLASSES
+            ),
             "fsize_bytes": max(limits.disk_mib * MIB, MIN_FILE_BYTES),
         },
     )
