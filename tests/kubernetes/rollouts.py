@@ -9,10 +9,22 @@ from pathlib import Path
 
 import aiohttp
 
+from orchestrator.interfaces import Sandbox
+from orchestrator.models import CallKey, OpId, PendingCall
+from orchestrator.operations import Exec, ExecResult
 from tests.e2e.harness import Server, Trainer, make_repository, serving, task_rows
 from tests.kubernetes.cluster import NAMESPACE, Cluster
 
 SMALL: dict[str, object] = {"memory_mib": 128, "disk_mib": 64, "pids": 64, "cpus": 0.2}
+
+
+async def run(box: Sandbox, key: str, script: str) -> str:
+    """What a command of a leased box prints."""
+    call = PendingCall(key=CallKey(key), sequence=1, tool="shell", arguments={}, operations=0)
+    op = Exec(argv=("sh", "-c", script), timeout_s=20)
+    done = await box.run(op, op_id=OpId(call=call.key, number=0), deadline=time.monotonic() + 30, call=call)
+    assert isinstance(done, ExecResult), done
+    return done.stdout.head.decode()
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ from orchestrator.interfaces import SandboxSpec
 from orchestrator.models import Epoch, JobId, Limits, RolloutKey, SandboxId, TraceId
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.conftest import backend_over
+from tests.kubernetes.rollouts import run
 from tests.needs import needs
 
 pytestmark = [pytest.mark.anyio, needs("kubernetes", "root"), pytest.mark.cluster, pytest.mark.timeout(240)]
@@ -82,8 +83,6 @@ async def test_no_address_leads_out(cluster: Cluster) -> None:
 
 async def test_nothing_of_the_cluster_lies_in_a_box(cluster: Cluster) -> None:
     """No token, no names of services, no node's file that can be written; the control is what is mounted on purpose."""
-    from tests.kubernetes.test_faults import run
-
     async with backend_over() as backend:
         box = await backend.create(SandboxId("e-3"), SPEC, deadline=time.monotonic() + 90)
         await box.lease(RolloutKey(job=JobId("escape"), trace_id=TraceId("t")), Epoch(1))
