@@ -59,9 +59,16 @@ TAR_OVERHEAD_BYTES = 16 * 1024 * 1024
 """Headers and padding of a tar beyond its contents: 1.5 KiB for each of 10,000 files."""
 DELTA_REPLY_BYTES = 64 * 1024 * 1024
 SMALL_REPLY_BYTES = 8 * 1024 * 1024
-READY_PAUSE_S = 0.005
+READY_PAUSE_S, LONGEST_READY_PAUSE_S = 0.005, 0.25
+READY_SHARE = 0.1
+"""Between two looks for a fresh agent, of the time that was waited: a pod's image may take minutes to come."""
 MAX_SOCKET_PATH = 107
 """What fits into sockaddr_un."""
+
+
+def ready_pause_s(waited_s: float) -> float:
+    """Until the next look for a fresh box's agent. Pure."""
+    return min(max(READY_PAUSE_S, READY_SHARE * waited_s), LONGEST_READY_PAUSE_S)
 
 
 class AgentClient:
@@ -94,6 +101,7 @@ class AgentClient:
 
     async def wait_ready(self, deadline: float) -> Health:
         """Wait until a fresh box's agent answers. Raises TimeoutError at `deadline`, AgentProtocolError, what `explain_loss` returns (closed)."""
+        began = time.monotonic()
         while True:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -105,7 +113,7 @@ class AgentClient:
             except (Unreachable, Stalled):
                 if self._transport.closed:
                     raise await self._explain_loss() from None
-                await asyncio.sleep(READY_PAUSE_S)
+                await asyncio.sleep(ready_pause_s(time.monotonic() - began))
                 continue
             if reply.status != 200:
                 raise await self._error(reply)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.agent.client import AgentClient
+from orchestrator.agent.client import AgentClient, ready_pause_s
 from orchestrator.errors import AgentProtocolError, SandboxDead, SandboxLost, TiltyardError
 from orchestrator.models import CallKey, Epoch, JobId, OpId, PendingCall, RolloutKey, SandboxId, TraceId
 from orchestrator.operations import Delta, Exec, Failure, FailureCode, Get, Note, NoteResult, Session
@@ -283,6 +283,12 @@ async def test_a_lease_of_another_epoch_is_refused(tmp_path: Path) -> None:
         assert json.loads(LEASE)["epoch"] == 1
         with pytest.raises(AgentProtocolError, match="epoch"):
             await client.lease(ROLLOUT, Epoch(2))
+
+
+def test_a_fresh_agent_is_looked_for_less_often_the_longer_it_takes() -> None:
+    assert ready_pause_s(0.0) == ready_pause_s(0.03) == 0.005
+    assert ready_pause_s(1.0) == pytest.approx(0.1)
+    assert ready_pause_s(600.0) == 0.25
 
 
 def test_socket_paths_that_the_kernel_would_cut_are_refused() -> None:
