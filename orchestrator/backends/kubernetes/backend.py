@@ -329,6 +329,8 @@ class KubernetesBackend:
         client = self._clients.pop(SandboxId(known.sandbox), None) if known is not None else None
         if client is not None:
             self._beside(client.aclose())
+        if pod is None and self._forwards is not None:
+            self._beside(self._forwards.forget(name))
         if pod is None:
             self.warm.lost(SandboxId(known.sandbox) if known is not None else SandboxId(""))
 

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 IDLE_S = 600.0
 """A shape that nobody asked for this long keeps no pods."""
+CLAIM_S = 120.0
+"""Who claimed a box takes it within moments; one whose rollout another host got first is never taken."""
 PAUSE_S = 5.0
 """After a pod that could not be made, before the next try for its shape."""
 
@@ -53,7 +55,7 @@ class WarmPods:
         self._make = make
         self._remove = remove
         self._ready: dict[Shape, dict[SandboxId, AgentClient]] = {}
-        self._claimed: dict[SandboxId, AgentClient] = {}
+        self._claimed: dict[SandboxId, tuple[AgentClient, float]] = {}
         self._making: dict[SandboxId, tuple[Shape, asyncio.Task[None]]] = {}
         self._wanted: dict[Shape, tuple[SandboxSpec, float]] = {}
         self._not_before: dict[Shape, float] = {}
@@ -86,7 +88,7 @@ class WarmPods:
         boxes = self._ready.get(shape_of(spec), {})
         sandbox_id = next(iter(boxes), None)
         if sandbox_id is not None:
-            self._claimed[sandbox_id] = boxes.pop(sandbox_id)
+            self._claimed[sandbox_id] = boxes.pop(sandbox_id), time.monotonic()
         self.want(spec)
         return sandbox_id
 
@@ -95,7 +97,8 @@ class WarmPods:
         return len(self._ready.get(shape_of(spec), ()))
 
     def taken(self, sandbox_id: SandboxId) -> AgentClient | None:
-        return self._claimed.pop(sandbox_id, None)
+        held = self._claimed.pop(sandbox_id, None)
+        return held[0] if held is not None else None
 
     def lost(self, sandbox_id: SandboxId) -> None:
         """Its pod is gone."""
@@ -128,9 +131,15 @@ class WarmPods:
         for shape in [shape for shape, (_, at) in self._wanted.items() if now - at > IDLE_S]:
             del self._wanted[shape]
             for name in self._ready.pop(shape, {}):
-                task = asyncio.create_task(self._end(name))
-                self._removals.add(task)
-                task.add_done_callback(self._removals.discard)
+                self._end_beside(name)
+        for name in [name for name, (_, at) in self._claimed.items() if now - at > CLAIM_S]:
+            del self._claimed[name]
+            self._end_beside(name)
+
+    def _end_beside(self, sandbox_id: SandboxId) -> None:
+        task = asyncio.create_task(self._end(sandbox_id))
+        self._removals.add(task)
+        task.add_done_callback(self._removals.discard)
 
     async def _fill(self, sandbox_id: SandboxId, shape: Shape, spec: SandboxSpec) -> None:
         try:
