@@ -15,6 +15,8 @@ from tests.e2e.harness import Server, Trainer
 
 IMAGE = "tiltyard/python:3.11"
 IDLE_BOXES = 8
+IDLE_S = 4.0
+"""An agent makes itself small after two idle seconds."""
 LIMITS = Limits(memory_mib=256, disk_mib=64, pids=128)
 
 
@@ -40,7 +42,7 @@ async def idle_memory(made: Engine, template: Template) -> float:
         for sandbox_id in ids:
             box = await made.backend.create(sandbox_id, spec, deadline=time.monotonic() + 60)
             await box.aclose()
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(IDLE_S)
         rss = await asyncio.to_thread(agent_rss_mib)
         assert len(rss) - before == IDLE_BOXES, rss
         return max(rss)
