@@ -220,6 +220,7 @@ async def tool_calls(folder: Path) -> tuple[list[Budget], list[Sample]]:
             await lease(box)
             theirs = await calls("call `true` in a docker box", box)
         finally:
+            await box.aclose()
             await docker.backend.destroy(box.id)
     ratio = ours.p50 / theirs.p50
     return [Budget(name="a call in a pod", value=ratio, limit=1.5, unit="x", baseline="docker backend")], [ours, theirs]
@@ -248,7 +249,7 @@ async def many(folder: Path) -> tuple[list[Budget], list[Sample]]:
 
         boxes: list[Sandbox] = []
         seconds = await asyncio.gather(*(one() for _ in range(MANY)))
-        alive = sum([await answers(box) for box in boxes])
+        alive = sum(await asyncio.gather(*(answers(box) for box in boxes)))
     return [
         Budget(name="boxes alive on one node", value=alive, limit=MANY, unit="", baseline="each asked", at_least=True)
     ], [Sample(name=f"start of {MANY} boxes, {STARTING} at a time", seconds=tuple(seconds))]
