@@ -175,7 +175,7 @@ async def a_storm_of_zombies_is_survived(rig: Rig) -> None:
         async def stormy() -> bool:
             return await _dead(box) >= 50
 
-        async with beside(box.exec(box.probe_op("zombies", 60, timeout_s=3.0))) as storm:
+        async with beside(box.exec(box.probe_op("zombies", 60, timeout_s=1.0))) as storm:
             await until(stormy, "the zombies")
             await box.alive()
             expect.that((await storm).timed_out, "the storm to go on until its time-out")

@@ -198,7 +198,7 @@ async def workspace_may_have_another_place(rig: Rig) -> None:
         expect.equal(await box.text("pwd; echo x > f; cat /testbed/f"), "/testbed\nx\n", "output")
 
 
-@GROUP.positive(limit_s=90)
+@GROUP.positive()
 async def template_is_shared_copy_on_write(rig: Rig) -> None:
     """Boxes over a template see its files as their own, change them apart, and never change the template."""
     template = rig.spec.template

@@ -34,8 +34,6 @@ Outcome = TypeVar("Outcome")
 
 START_S = 60.0
 OPERATION_S = 20.0
-WALK_S = 60.0
-"""A look at every file of a box, which may have a whole machine's /usr, on a busy machine's cold disk."""
 PROBE = "/tmp/tiltyard-probe"  # noqa: S108  (in the box)
 SLACK_S = 10.0
 """Over a command's own time-out before its reply is missed."""
