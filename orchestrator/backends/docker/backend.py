@@ -302,11 +302,10 @@ class DockerBackend:
         """Why a box does not answer. The agent's silence comes a moment before the engine knows of its end."""
         try:
             own = await self._own(sandbox_id)
-            memory_share = await self._engine.memory_share(own.id) if own is not None and own.running else 0.0
-            if own is not None and own.running and memory_share < MEMORY_IS_FULL:
+            if own is not None and own.running and await self._engine.memory_share(own.id) < MEMORY_IS_FULL:
                 with suppress(TimeoutError):
                     own = await self._engine.wait_exit(own.id, deadline=time.monotonic() + END_GRACE_S)
-            return await self._over_disk(sandbox_id) or await self._blame(own, memory_share)
+            return await self._over_disk(sandbox_id) or await self._blame(own)
         except SandboxError as error:
             return error
 
@@ -320,10 +319,11 @@ class DockerBackend:
             return SandboxOverDisk("the sandbox took more disk than its limit and was ended")
         return None
 
-    async def _blame(self, state: ContainerState | None, memory_share: float = 0.0) -> SandboxDead | SandboxLost:
+    async def _blame(self, state: ContainerState | None) -> SandboxDead | SandboxLost:
         if state is None:
             return classify_end(None, killed_from_outside=False)
         if state.running:
+            memory_share = await self._engine.memory_share(state.id)
             return classify_end(state, killed_from_outside=False, memory_share=memory_share)
         outside = await self._engine.killed_from_outside(state.id, state.started_at)
         return classify_end(state, killed_from_outside=outside)

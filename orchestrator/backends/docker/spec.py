@@ -205,8 +205,7 @@ def _resources(plan: BoxPlan, shared: bool) -> dict[str, JsonValue]:
     ulimits = [("nofile", limits.open_files), ("core", 0), ("fsize", file_bytes)]
     if plan.own_kernel or not shared:
         # Counts per uid over the whole machine: means what it says only where no neighbour shares the uid.
-        most = process_limit(limits.pids, shared=shared, own_kernel=plan.own_kernel)
-        ulimits.append(("nproc", most))
+        ulimits.append(("nproc", process_limit(limits.pids, shared=shared, own_kernel=plan.own_kernel)))
     return {
         "Memory": memory_bytes,
         "MemorySwap": memory_bytes,

@@ -135,15 +135,14 @@ async def explain_loss(ground: Ground, sandbox_id: SandboxId) -> SandboxDead | S
     record = await asyncio.to_thread(processes.read_record, folder)
     if record is None:
         return SandboxLost("the box is gone")
-    memory_share = await asyncio.to_thread(ground.cgroups.memory_share, sandbox_id)
-    if memory_share < MEMORY_IS_FULL:
+    if await asyncio.to_thread(ground.cgroups.memory_share, sandbox_id) < MEMORY_IS_FULL:
         with suppress(TimeoutError):
             async with asyncio.timeout(END_GRACE_S):
                 await wait_end(record.process)
-    return await asyncio.to_thread(_blame, ground, sandbox_id, memory_share)
+    return await asyncio.to_thread(_blame, ground, sandbox_id)
 
 
-def _blame(ground: Ground, sandbox_id: SandboxId, memory_share: float) -> SandboxDead | SandboxLost:
+def _blame(ground: Ground, sandbox_id: SandboxId) -> SandboxDead | SandboxLost:
     folder = ground.boxes / sandbox_id
     record = processes.read_record(folder)
     if record is None:
@@ -153,7 +152,7 @@ def _blame(ground: Ground, sandbox_id: SandboxId, memory_share: float) -> Sandbo
         ended_by_us=record.ended_by_us,
         exit_code=processes.read_status(folder).exit_code,
         oom_kills=ground.cgroups.oom_kills(sandbox_id),
-        memory_share=memory_share,
+        memory_share=ground.cgroups.memory_share(sandbox_id),
     )
 
 

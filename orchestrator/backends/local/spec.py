@@ -10,7 +10,6 @@ from orchestrator.backends import boxes
 from orchestrator.backends.boxes import (
     AGENT_CAPABILITIES,
     AGENT_PATH,
-    AGENT_PIDS,
     CONFIG_NAME,
     HOME,
     MIB,
@@ -132,12 +131,12 @@ def merged(workspace: Workspace) -> Path:
 def _limited(plan: BoxPlan) -> list[str]:
     limits = plan.spec.limits
     file_bytes = max(limits.disk_mib * MIB, MIN_FILE_BYTES)
+    shared = boxes.one_uid(plan.workspace)
     arguments = [f"--nofile={limits.open_files}", "--core=0", f"--fsize={file_bytes}"]
-    if boxes.one_uid(plan.workspace):
-        # The kernel counts a uid's processes per user namespace, so that this holds for the box alone; there is no cgroup to do it.
-        arguments += [f"--nproc={limits.pids + AGENT_PIDS}", f"--data={limits.memory_mib * MIB}"]
-    else:
-        arguments.append(f"--nproc={limits.pids}")
+    # The kernel counts a uid's processes per user namespace, so that this holds for the box alone, where there is no cgroup to do it.
+    arguments.append(f"--nproc={boxes.process_limit(limits.pids, shared=shared, own_kernel=False)}")
+    if shared:
+        arguments.append(f"--data={limits.memory_mib * MIB}")
     return ["prlimit", *arguments, "--"]
 
 
