@@ -4,19 +4,13 @@ import asyncio
 from pathlib import Path
 
 from orchestrator.backends.checks import Verdict
-from orchestrator.cli.doctor import show_checks
-from orchestrator.cli.wiring import kubernetes_settings
-from orchestrator.errors import Misconfigured
+from orchestrator.cli.doctor import inspect_cluster, show_checks
 from orchestrator.settings import Settings
 
 
 def check(settings: Settings, image: str, as_json: bool) -> int:
-    """Exit status: 0 when boxes can run on the cluster, else 1. Raises Misconfigured (the extra is not installed)."""
-    try:
-        from orchestrator.backends.kubernetes.check import check as look
-    except ImportError as error:
-        raise Misconfigured("the Kubernetes client is not installed: pip install 'tiltyard[kubernetes]'") from error
-    rows = asyncio.run(look(kubernetes_settings(settings), image))
+    """Exit status: 0 when boxes can run on the cluster, else 1."""
+    rows = asyncio.run(inspect_cluster(settings, image))
     show_checks(rows, as_json)
     return 1 if any(row.verdict is Verdict.FAIL for row in rows) else 0
 

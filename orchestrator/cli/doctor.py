@@ -98,11 +98,7 @@ def _cgroups() -> Check:
 async def _engine_checks(settings: Settings) -> Sequence[Check]:
     """Of what makes the boxes, which is the backend that is set."""
     if settings.backend == "kubernetes":
-        try:
-            from orchestrator.backends.kubernetes.check import check
-        except ImportError:
-            return [fail("kubernetes", "the Kubernetes client is not installed", "pip install 'tiltyard[kubernetes]'")]
-        return await check(kubernetes_settings(settings))
+        return await inspect_cluster(settings)
     if settings.backend == "local":
         from orchestrator.backends.local.doctor import inspect_machine
 
@@ -112,6 +108,15 @@ async def _engine_checks(settings: Settings) -> Sequence[Check]:
     except ImportError:
         return [fail("docker", "the Docker SDK is not installed", "pip install 'tiltyard[docker]'")]
     return await inspect_engine(docker_settings(settings))
+
+
+async def inspect_cluster(settings: Settings, image: str = "") -> Sequence[Check]:
+    """What the cluster lacks; of the client, too, that it is asked with. `image`: a task's, tried beside the agent's."""
+    try:
+        from orchestrator.backends.kubernetes.check import check as look
+    except ImportError:
+        return [fail("kubernetes", "the Kubernetes client is not installed", "pip install 'tiltyard[kubernetes]'")]
+    return await look(kubernetes_settings(settings), image)
 
 
 async def _prove(settings: Settings, backend: str, image: str | None) -> int:

@@ -1,4 +1,4 @@
-"""`tiltyard deploy check`: its decisions, the ways in which there is no cluster, and what is missing in a real one (more of it: test_deploy.py)."""
+"""`tiltyard deploy check`: the ways in which there is no cluster, and what is missing in a real one (see also test_check_rows.py)."""
 
 import base64
 import json
@@ -14,20 +14,10 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from kubernetes.aio import client as k8s
 
 from orchestrator.backends.checks import Check, Verdict
 from orchestrator.backends.kubernetes.check import (
-    OWN_AGENT,
-    SMALL,
     check,
-    needed,
-    network,
-    pod_security,
-    room,
-    shut_off,
-    start_fix,
-    unreachable,
 )
 from orchestrator.backends.kubernetes.settings import KubernetesSettings
 from tests.kubernetes.cluster import NAMESPACE, Cluster
@@ -45,120 +35,6 @@ def settings(short_path: Path) -> KubernetesSettings:
 
 def red(rows: Sequence[Check]) -> list[str]:
     return [row.name for row in rows if row.verdict is Verdict.FAIL]
-
-
-# ---- decisions
-
-
-@pytest.mark.parametrize(
-    ("labels", "wanted", "verdict"),
-    [
-        ({ENFORCE: "baseline"}, "baseline", "ok"),
-        ({ENFORCE: "baseline"}, "restricted", "ok"),
-        ({ENFORCE: "restricted"}, "restricted", "ok"),
-        ({ENFORCE: "restricted"}, "baseline", "fail"),
-        ({ENFORCE: "privileged"}, "baseline", "warn"),
-        ({}, "baseline", "warn"),
-        (None, "baseline", "warn"),
-    ],
-)
-def test_pod_security_levels(labels: Mapping[str, str] | None, wanted: str, verdict: str) -> None:
-    assert pod_security(labels, wanted).verdict == verdict
-
-
-def a_quota(hard: Mapping[str, str], used: Mapping[str, str] | None = None, **spec: Any) -> k8s.V1ResourceQuota:
-    return k8s.V1ResourceQuota(
-        metadata=k8s.V1ObjectMeta(name="q"),
-        spec=k8s.V1ResourceQuotaSpec(hard=dict(hard), **spec),
-        status=k8s.V1ResourceQuotaStatus(used=dict(used or {})),
-    )
-
-
-@pytest.mark.parametrize(
-    ("quotas", "verdict", "word"),
-    [
-        (None, "warn", "cannot be read"),
-        ([], "warn", "none"),
-        ([a_quota({"pods": "10"}, {"pods": "8"})], "ok", "2 pods"),
-        ([a_quota({"pods": "10"}, {"pods": "9"})], "fail", "pods of q"),
-        ([a_quota({"requests.cpu": "1"}, {"requests.cpu": "850m"})], "fail", "requests.cpu"),
-        ([a_quota({"requests.cpu": "1"}, {"requests.cpu": "800m"})], "ok", "room"),
-        ([a_quota({"limits.memory": "1Gi"}, {"limits.memory": "1000Mi"})], "fail", "limits.memory"),
-        ([a_quota({"memory": "127Mi"})], "fail", "memory"),
-        ([a_quota({"requests.ephemeral-storage": "600Mi"})], "fail", "ephemeral"),
-        ([a_quota({"services": "0"})], "ok", "room"),
-        ([a_quota({"pods": "0"}, scopes=["BestEffort"])], "ok", "room"),
-    ],
-)
-def test_room_in_the_quota(quotas: Sequence[k8s.V1ResourceQuota] | None, verdict: str, word: str) -> None:
-    row = room(quotas, SMALL)
-    assert (row.verdict, word in row.detail) == (verdict, True), row
-
-
-def a_policy(*ways: str, labels: dict[str, str] | None = None, **rules: Any) -> k8s.V1NetworkPolicy:
-    selector = k8s.V1LabelSelector(match_labels=labels)
-    spec = k8s.V1NetworkPolicySpec(pod_selector=selector, policy_types=list(ways), **rules)
-    return k8s.V1NetworkPolicy(metadata=k8s.V1ObjectMeta(name="n"), spec=spec)
-
-
-BOXES = {"tiltyard.dev/role": "box"}
-
-
-@pytest.mark.parametrize(
-    ("policies", "verdict"),
-    [
-        ([a_policy("Ingress", "Egress")], "ok"),
-        ([a_policy("Ingress", "Egress", labels=BOXES)], "ok"),
-        ([a_policy("Ingress"), a_policy("Egress")], "ok"),
-        ([a_policy("Ingress", "Egress", labels={"app": "other"})], "fail"),
-        ([a_policy("Ingress")], "fail"),
-        ([a_policy("Ingress", "Egress", egress=[k8s.V1NetworkPolicyEgressRule()])], "fail"),
-        ([], "fail"),
-    ],
-)
-def test_policies_that_shut_boxes_off(policies: Sequence[k8s.V1NetworkPolicy], verdict: str) -> None:
-    assert shut_off(policies).verdict == verdict
-
-
-def test_what_a_host_needs_follows_its_settings(settings: KubernetesSettings) -> None:
-    def words(quotas: Sequence[k8s.V1ResourceQuota] | None = (), **changes: Any) -> set[str]:
-        return {str(right) for right in needed(replace(settings, **changes), quotas)}
-
-    assert {"create pods", "delete configmaps", "list resourcequotas", "list nodes"} <= words()
-    assert "list nodes" not in words([a_quota({"requests.memory": "1Gi"})])
-    assert "list nodes" not in words(memory_limit_mib=1024)
-    assert "create pods/portforward" in words(port_forward=True)
-    assert "create pods/portforward" not in words()
-
-
-def test_nothing_is_proved_by_a_probe_that_reaches_nothing() -> None:
-    targets = {"10.0.0.1 7070": "another box"}
-    assert network({OWN_AGENT: "connected", "10.0.0.1 7070": "unreachable"}, targets).verdict == "ok"
-    assert network({OWN_AGENT: "connected", "10.0.0.1 7070": "refused"}, targets).verdict == "ok"
-    assert network({OWN_AGENT: "connected", "10.0.0.1 7070": "connected"}, targets).verdict == "fail"
-    assert network({OWN_AGENT: "unreachable", "10.0.0.1 7070": "unreachable"}, targets).verdict == "fail"
-    assert network({OWN_AGENT: "connected"}, targets).verdict == "fail"
-
-
-@pytest.mark.parametrize(
-    ("status", "what", "row", "word"),
-    [
-        (404, "", "namespace", "k8s/base"),
-        (403, "system:anonymous", "cluster", "without credentials"),
-        (None, "ClientConnectorCertificateError", "cluster", "not the cluster"),
-    ],
-)
-def test_why_a_cluster_is_not_reached(status: int | None, what: str, row: str, word: str) -> None:
-    told = unreachable("https://c", "ns", status, what)
-    assert told.name == row
-    assert word in f"{told.detail} {told.fix}"
-
-
-def test_every_reason_of_a_start_has_a_fix() -> None:
-    assert "agent-image" in start_fix("its image cannot be pulled (ImagePullBackOff)")
-    assert "quota" in start_fix("the namespace's quota is full")
-    assert "7070" in start_fix("the agent is silent")
-    assert start_fix("whatever else")
 
 
 # ---- no cluster

@@ -60,12 +60,12 @@ async def connect(settings: KubernetesSettings) -> k8s.ApiClient:
     configuration = k8s.Configuration()
     try:
         await _configure(configuration, settings.context)
+        return k8s.ApiClient(configuration=configuration)
     except NO_KUBECONFIG as error:
-        told = str(error)[:300] or type(error).__name__
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise Misconfigured(
             f"no cluster to serve on ({told}): set KUBECONFIG or TILTYARD_KUBE_CONTEXT, or serve inside of a cluster"
         ) from error
-    return k8s.ApiClient(configuration=configuration)
 
 
 async def _configure(configuration: k8s.Configuration, context: str) -> None:
@@ -271,6 +271,16 @@ def _refusal(status: int, body: bytes) -> Refused:
 
 def _words(error: Exception) -> str:
     return f"{error.status} {error.reason}" if isinstance(error, Refused) else type(error).__name__
+
+
+def opening_refusal(error: Refused, namespace: str) -> Misconfigured:
+    """Of a backend that opens its connections. Pure."""
+    advice = "`tiltyard deploy check` names what lacks"
+    if error.status == 401:
+        advice = "the credentials of the kubeconfig are expired or unknown to this cluster: log in again"
+    elif error.status == 404:
+        advice = f"namespace {namespace!r} is missing: kubectl apply -k k8s/base"
+    return Misconfigured(f"the cluster refuses: {error.message or error.reason} ({error.status}): {advice}")
 
 
 def start_refusal(error: Refused) -> StartFailed | Misconfigured:
