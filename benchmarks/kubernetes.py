@@ -145,8 +145,8 @@ async def full(pods: KubernetesBackend, count: int) -> None:
         await asyncio.sleep(0.2)
 
 
-async def warm_claims(folder: Path, admin: Path | None) -> tuple[list[Budget], list[Sample]]:
-    """Ours one after another, then twenty at once, the pool full before each; then the peer's alike."""
+async def our_claims(folder: Path) -> tuple[Budget, list[Sample]]:
+    """One after another, then twenty at once, the pool full before each."""
     async with backend(folder, warm_boxes=AT_ONCE) as pods:
         pods.warm.want(SMALL)
         await full(pods, AT_ONCE)
@@ -158,39 +158,39 @@ async def warm_claims(folder: Path, admin: Path | None) -> tuple[list[Budget], l
         for _, name in (*single, *together):
             await pods.destroy(name)
         per_rollout = (pods.api.writes - writes) / (CLAIMS + AT_ONCE)
-    ours = [
+    return Budget(
+        name="API writes of a warm rollout's life", value=per_rollout, limit=3, unit="", baseline="requests counted"
+    ), [
         Sample(name="warm claim, one after another", seconds=tuple(took for took, _ in single)),
         Sample(name=f"warm claim, {AT_ONCE} at once", seconds=tuple(took for took, _ in together)),
     ]
-    budgets = [
-        Budget(
-            name="API writes of a warm rollout's life",
-            value=per_rollout,
-            limit=3,
-            unit="",
-            baseline="requests counted",
-        )
-    ]
-    if admin is None:
-        return budgets, ours
+
+
+async def peers_claims(admin: Path) -> list[Sample]:
     resources = {"cpu": "40m", "memory": "64Mi"}
-    peer_single, peer_together = await kubernetes_peer.claims(admin, IMAGE, resources, CLAIMS, AT_ONCE)
-    peers = [
-        Sample(name="agent-sandbox claim, one after another", seconds=tuple(peer_single)),
-        Sample(name=f"agent-sandbox claim, {AT_ONCE} at once", seconds=tuple(peer_together)),
+    single, together = await kubernetes_peer.claims(admin, IMAGE, resources, CLAIMS, AT_ONCE)
+    return [
+        Sample(name="agent-sandbox claim, one after another", seconds=tuple(single)),
+        Sample(name=f"agent-sandbox claim, {AT_ONCE} at once", seconds=tuple(together)),
     ]
-    for mine, theirs in zip(ours, peers, strict=True):
-        budgets.append(
-            Budget(
-                name=f"{mine.name}, faster by",
-                value=theirs.p50 / mine.p50,
-                limit=8,
-                unit="x",
-                baseline="agent-sandbox",
-                at_least=True,
-            )
+
+
+async def warm_claims(folder: Path, admin: Path | None) -> tuple[list[Budget], list[Sample]]:
+    """Ours, then the peer's alike."""
+    writes, ours = await our_claims(folder)
+    peers = await peers_claims(admin) if admin is not None else []
+    faster = [
+        Budget(
+            name=f"{mine.name}, faster by",
+            value=theirs.p50 / mine.p50,
+            limit=8,
+            unit="x",
+            baseline="agent-sandbox",
+            at_least=True,
         )
-    return budgets, [*ours, *peers]
+        for mine, theirs in zip(ours, peers, strict=False)
+    ]
+    return [writes, *faster], [*ours, *peers]
 
 
 async def calls(name: str, box: Sandbox) -> Sample:

@@ -18,7 +18,6 @@ const (
 	maxTarEntries = 200_000
 	maxGetPaths   = 20_000
 	maxGetBody    = 16 << 20
-	maxSeedBody   = 4 << 30
 )
 
 type putReply struct {
@@ -60,50 +59,6 @@ func (a *agent) putTar(w http.ResponseWriter, r *http.Request) error {
 	}
 	reply(w, http.StatusOK, done)
 	return nil
-}
-
-// putSeed unpacks a stream into the workspace before anybody has the box: links may be in it, since no command can be there to have made
-// others.
-func (a *agent) putSeed(w http.ResponseWriter, r *http.Request) error {
-	if err := a.alive(); err != nil {
-		return err
-	}
-	if asked := r.URL.Query().Get("path"); asked != "" && asked != "." {
-		return badRequest("a seed is the workspace's: path is .")
-	}
-	if r.ContentLength > maxSeedBody {
-		return tooLarge(maxSeedBody)
-	}
-	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(streamTimeout)); err != nil {
-		return err
-	}
-	source, err := seedSource(w, r)
-	if err != nil {
-		return err
-	}
-	defer source.Close()
-	done, err := a.unpackSeed(source)
-	if err != nil {
-		return tarError(".", err)
-	}
-	reply(w, http.StatusOK, done)
-	return nil
-}
-
-// unpackSeed is over, for whoever wants the lease, before the reply tells so.
-func (a *agent) unpackSeed(body io.Reader) (done putReply, err error) {
-	if refused := a.registry.beginSeed(); refused != nil {
-		return done, refused
-	}
-	defer a.registry.endSeed()
-	a.trimmer.begin()
-	defer a.trimmer.end()
-	where, failure := a.paths.locate(".", true)
-	if failure != nil {
-		return done, failure
-	}
-	a.crew.as(a.config.UID(0), func() { done, err = unpackTar(where, body, true) })
-	return done, err
 }
 
 // putPlace is where a tar goes; a trusted one names a place below the trusted folder.

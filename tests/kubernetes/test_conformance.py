@@ -4,9 +4,7 @@ import os
 
 import pytest
 
-from orchestrator.conformance import Outcome, line, run
-from orchestrator.conformance.gaps import DEFAULT_IMAGE, GAPS
-from orchestrator.conformance.named import SCHEDULED_CPUS, suite_spec
+from orchestrator.conformance import Outcome, line, run_named
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.conftest import backend_over
 from tests.needs import needs
@@ -30,14 +28,10 @@ QUICK = {
 async def test_pods_conform_but_for_known_gaps(cluster: Cluster, subject: str) -> None:
     groups = () if os.environ.get("TILTYARD_KUBE_WHOLE") else QUICK[subject]
     told: list[str] = []
-    async with backend_over(**FORMS[subject]) as backend, suite_spec(DEFAULT_IMAGE, cpus=SCHEDULED_CPUS) as spec:
-        report = await run(
-            backend,
-            spec=spec,
-            gaps=GAPS[subject],
-            groups=groups,
-            subject=subject,
-            on_result=lambda result: told.append(line(result)),
+    async with backend_over(**FORMS[subject]) as backend:
+        runtime = subject.removeprefix("kubernetes").removeprefix("-")
+        report = await run_named(
+            backend, runtime=runtime, groups=groups, on_result=lambda result: told.append(line(result))
         )
     wrong = [text for text, result in zip(told, report.results, strict=True) if result.outcome not in FINE]
     assert not wrong, "\n".join(wrong)

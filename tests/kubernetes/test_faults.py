@@ -107,7 +107,7 @@ async def test_calls_need_no_api_server(cluster: Cluster, tmp_path: Path) -> Non
         cluster.run("kill", "kube-apiserver")
         cluster.run("kill", "etcd")
         try:
-            for number in range(5):
+            for number in range(30):
                 assert await one.call(f"d{number}", "shell", command=f"echo {number}") == f"{number}\n"
                 await asyncio.sleep(1.0)
         finally:

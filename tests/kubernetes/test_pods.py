@@ -12,6 +12,7 @@ from orchestrator.backends.boxes import AGENT_PIDS
 from orchestrator.backends.kubernetes import check
 from orchestrator.backends.kubernetes.agent_image import agent_image_reference, write_agent_image
 from orchestrator.backends.kubernetes.api import QuotaFull, Refused, mib, start_refusal
+from orchestrator.backends.kubernetes.backend import KubernetesBackend
 from orchestrator.backends.kubernetes.ends import classify_end, start_failure
 from orchestrator.backends.kubernetes.facts import PodFacts, facts_of
 from orchestrator.backends.kubernetes.pods import WARM, Owner, PodPlan, agent_config, check_spec, make_pod, uid_block
@@ -77,6 +78,13 @@ def test_the_agents_own_threads_are_no_processes_of_the_commands() -> None:
     assert nproc(8) == 8
     assert nproc(8, security="restricted") == 8 + AGENT_PIDS
     assert (nproc(8, runtime_class="gvisor"), nproc(200, runtime_class="gvisor")) == (AGENT_PIDS, 200)
+
+
+@pytest.mark.parametrize("name", ["https://registry.example/tasks", "registry.example/tasks:1", "Registry/Tasks"])
+def test_a_repository_for_task_images_is_read_before_the_first_rollout(name: str) -> None:
+    KubernetesBackend(replace(SETTINGS, task_images="registry.example:5000/team/tasks"))
+    with pytest.raises(Misconfigured, match="names no repository"):
+        KubernetesBackend(replace(SETTINGS, task_images=name))
 
 
 BAD_SPECS = {

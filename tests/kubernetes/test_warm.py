@@ -6,7 +6,6 @@ from typing import Any, cast
 import pytest
 
 from orchestrator.agent.client import AgentClient
-from orchestrator.backends.kubernetes import warm
 from orchestrator.backends.kubernetes.warm import WarmPods
 from orchestrator.interfaces import SandboxSpec
 from orchestrator.models import Limits, SandboxId
@@ -31,43 +30,43 @@ class Maker:
 
 async def test_a_warm_box_bears_no_rollouts_name_and_is_used_once() -> None:
     maker = Maker()
-    pods = WarmPods(2, maker.make, maker.remove)
-    assert pods.claim(SPEC) is None
+    warm = WarmPods(2, maker.make, maker.remove)
+    assert warm.claim(SPEC) is None
     await asyncio.sleep(0.05)
     assert [spec.labels for spec in maker.made.values()] == [{}, {}]
-    claimed = [pods.claim(SPEC), pods.claim(SPEC)]
+    claimed = [warm.claim(SPEC), warm.claim(SPEC)]
     assert set(claimed) == set(list(maker.made)[:2])
     assert None not in claimed
-    await pods.aclose()
+    await warm.aclose()
     assert not set(claimed) & set(maker.removed)
 
 
 async def test_it_gives_way() -> None:
     maker = Maker()
-    pods = WarmPods(2, maker.make, maker.remove)
-    pods.want(SPEC)
+    warm = WarmPods(2, maker.make, maker.remove)
+    warm.want(SPEC)
     await asyncio.sleep(0.05)
-    assert await pods.give_way()
+    assert await warm.give_way()
     assert set(maker.removed) == set(maker.made)
-    assert not await pods.give_way()
+    assert not await warm.give_way()
 
 
-async def test_what_was_claimed_and_never_taken_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_was_claimed_and_never_taken_goes() -> None:
     """Another host got the rollout first."""
     maker = Maker()
-    made = WarmPods(2, maker.make, maker.remove)
-    made.want(SPEC)
+    warm = WarmPods(2, maker.make, maker.remove, claim_s=0.5)
+    warm.want(SPEC)
     await asyncio.sleep(0.05)
-    forgotten, used = made.claim(SPEC), made.claim(SPEC)
+    forgotten, used = warm.claim(SPEC), warm.claim(SPEC)
     assert forgotten is not None
     assert used is not None
-    assert made.taken(used) is not None
-    made.want(SPEC)
+    assert warm.taken(used) is not None
+    warm.want(SPEC)
     await asyncio.sleep(0.05)
     assert maker.removed == []
-    monkeypatch.setattr(warm, "CLAIM_S", -1.0)
-    made.want(SPEC)
+    await asyncio.sleep(1.0)
+    warm.want(SPEC)
     await asyncio.sleep(0.05)
     assert maker.removed == [forgotten]
-    assert made.taken(forgotten) is None
-    await made.aclose()
+    assert warm.taken(forgotten) is None
+    await warm.aclose()

@@ -16,8 +16,8 @@ from orchestrator.agent.tokens import TokenSigner, load_signer
 from orchestrator.agent.transport import TcpEndpoint
 from orchestrator.backends.finish import finish
 from orchestrator.backends.kubernetes.agent_image import agent_image_reference
-from orchestrator.backends.kubernetes.api import Api, QuotaFull, Refused, start_refusal
-from orchestrator.backends.kubernetes.ends import classify_end, start_failure
+from orchestrator.backends.kubernetes.api import Api, QuotaFull, Refused, opening_refusal, start_refusal
+from orchestrator.backends.kubernetes.ends import classify_end, slow_start, start_failure
 from orchestrator.backends.kubernetes.facts import PodFacts, facts_of
 from orchestrator.backends.kubernetes.forwards import Forwards
 from orchestrator.backends.kubernetes.informer import PodInformer
@@ -93,7 +93,7 @@ class KubernetesBackend:
             await informer.start()
         except Refused as error:
             await api.aclose()
-            raise _refused_at_start(error, settings) from error
+            raise opening_refusal(error, settings.namespace) from error
         except BaseException:
             await api.aclose()
             raise
@@ -189,7 +189,7 @@ class KubernetesBackend:
         try:
             memory_mib = memory_mib or await self.api.quota_memory_mib() or await self.api.nodes_memory_mib()
         except Refused as error:
-            raise _refused_at_start(error, self._settings) from error
+            raise opening_refusal(error, self._settings.namespace) from error
         return Capacity(memory_mib=memory_mib, boxes=self._settings.max_boxes, start_slots=self._settings.start_slots)
 
     # ---- making
@@ -228,7 +228,7 @@ class KubernetesBackend:
                 raise StartFailed(start_failure(self.informer.pods.get(pod.name)))
             await work
         except TimeoutError:
-            raise StartFailed(_why_not(self.informer.pods.get(pod.name))) from None
+            raise StartFailed(slow_start(self.informer.pods.get(pod.name))) from None
         finally:
             for task in (work, ended):
                 task.cancel()
@@ -286,7 +286,7 @@ class KubernetesBackend:
                 await self.warm.give_way()
                 pod = await self.informer.until(name, settled, deadline=deadline)
         except TimeoutError:
-            raise StartFailed(_why_not(self.informer.pods.get(name))) from None
+            raise StartFailed(slow_start(self.informer.pods.get(name))) from None
         if reason := start_failure(pod):
             raise StartFailed(reason)
         assert pod is not None  # else it has failed
@@ -320,19 +320,18 @@ class KubernetesBackend:
 
     def _changed(self, before: PodFacts | None, pod: PodFacts | None) -> None:
         """Whoever waits for a box whose pod ended is told at once: nobody answers on its wire any more, and nothing else would say so."""
-        name = pod.name if pod is not None else before.name if before is not None else ""
-        if pod is not None and not (pod.over or pod.deleting):
+        known = pod or before
+        if known is None or (pod is not None and not (pod.over or pod.deleting)):
             return
-        if pod is not None and name not in self._ends:
-            self._ends[name] = classify_end(pod)
-        known = before or pod
-        client = self._clients.pop(SandboxId(known.sandbox), None) if known is not None else None
-        if client is not None:
+        if pod is not None:
+            self._ends.setdefault(pod.name, classify_end(pod))
+        sandbox_id = SandboxId(known.sandbox)
+        if client := self._clients.pop(sandbox_id, None):
             self._beside(client.aclose())
-        if pod is None and self._forwards is not None:
-            self._beside(self._forwards.forget(name))
         if pod is None:
-            self.warm.lost(SandboxId(known.sandbox) if known is not None else SandboxId(""))
+            self.warm.lost(sandbox_id)
+            if self._forwards is not None:
+                self._beside(self._forwards.forget(known.name))
 
     def _beside(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(work)
@@ -401,26 +400,3 @@ class KubernetesBackend:
 
 class _NotStored(StartFailed):
     """Nothing was made, and what has the name is somebody's."""
-
-
-def _why_not(pod: PodFacts | None) -> str:
-    """A start that took too long, in words."""
-    if pod is not None and pod.unschedulable:
-        return f"no node has room for the box: {pod.unschedulable[:300]}"
-    if pod is not None and pod.waiting:
-        return f"the box did not start in time: {pod.waiting} {pod.message[:300]}"
-    if pod is not None and pod.running:
-        return (
-            f"the box's pod runs, and its agent is not reached from here at {pod.ip}:{AGENT_PORT}: give this host a route and the policies' "
-            "leave (k8s/components/hosts-outside), or set TILTYARD_KUBE_PORT_FORWARD"
-        )
-    return "the box did not come up in time; the cluster may be busy: try again"
-
-
-def _refused_at_start(error: Refused, settings: KubernetesSettings) -> Misconfigured:
-    advice = "`tiltyard deploy check` names what lacks"
-    if error.status == 401:
-        advice = "the credentials of the kubeconfig are expired or unknown to this cluster: log in again"
-    elif error.status == 404:
-        advice = f"namespace {settings.namespace!r} is missing: kubectl apply -k k8s/base"
-    return Misconfigured(f"the cluster refuses: {error.message or error.reason} ({error.status}): {advice}")

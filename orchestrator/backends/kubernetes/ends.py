@@ -2,6 +2,7 @@
 
 from orchestrator.backends.boxes import GO_CRASH
 from orchestrator.backends.kubernetes.facts import PodFacts
+from orchestrator.backends.kubernetes.settings import AGENT_PORT
 from orchestrator.errors import SandboxDead, SandboxLost, SandboxOutOfMemory, SandboxOverDisk
 
 OWN_DISK = ("emptydir", "ephemeral local storage", "ephemeral-storage")
@@ -60,3 +61,17 @@ def start_failure(pod: PodFacts | None) -> str:
     if pod.over or pod.deleting:
         return f"its pod ended while it started ({pod.reason or pod.exit_reason or pod.phase})"
     return ""
+
+
+def slow_start(pod: PodFacts | None) -> str:
+    """Why a start took too long, in words with the fix."""
+    if pod is not None and pod.unschedulable:
+        return f"no node has room for the box: {pod.unschedulable[:300]}"
+    if pod is not None and pod.waiting:
+        return f"the box did not start in time: {pod.waiting} {pod.message[:300]}"
+    if pod is not None and pod.running:
+        return (
+            f"the box's pod runs, and its agent is not reached from here at {pod.ip}:{AGENT_PORT}: give this host a route and the policies' "
+            "leave (k8s/components/hosts-outside), or set TILTYARD_KUBE_PORT_FORWARD"
+        )
+    return "the box did not come up in time; the cluster may be busy: try again"

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from orchestrator.agent.client import AgentClient
 from orchestrator.backends.kubernetes.registry.client import Registry, RegistrySettings
+from orchestrator.backends.kubernetes.registry.references import parse_repository
 from orchestrator.backends.kubernetes.registry.task_images import task_image
 from orchestrator.backends.kubernetes.settings import KubernetesSettings
 from orchestrator.errors import Misconfigured
@@ -42,7 +43,8 @@ class InImages:
     """A template is one more layer of its task's image, made once for all hosts, and brought by the nodes' own caches."""
 
     def __init__(self, settings: KubernetesSettings) -> None:
-        self._repository = settings.task_images
+        """Raises Misconfigured where that is no repository."""
+        self._repository = parse_repository(settings.task_images).name
         self._registry = Registry(RegistrySettings(insecure=settings.insecure_registries))
 
     async def image(self, base: str, template: Template, workdir: str) -> str:

@@ -50,7 +50,11 @@ class WarmPods:
         size: int,
         make: Callable[[SandboxId, SandboxSpec], Awaitable[AgentClient]],
         remove: Callable[[SandboxId], Awaitable[None]],
+        *,
+        claim_s: float = CLAIM_S,
     ) -> None:
+        """`claim_s`: after how long a claimed box that nobody took is ended."""
+        self._claim_s = claim_s
         self._size = size
         self._make = make
         self._remove = remove
@@ -132,7 +136,7 @@ class WarmPods:
             del self._wanted[shape]
             for name in self._ready.pop(shape, {}):
                 self._end_beside(name)
-        for name in [name for name, (_, at) in self._claimed.items() if now - at > CLAIM_S]:
+        for name in [name for name, (_, at) in self._claimed.items() if now - at > self._claim_s]:
             del self._claimed[name]
             self._end_beside(name)
 
