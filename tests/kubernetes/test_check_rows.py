@@ -19,9 +19,26 @@ from orchestrator.backends.kubernetes.check import (
     start_fix,
     unreachable,
 )
+from orchestrator.backends.kubernetes.ends import classify_end, slow_start
+from orchestrator.backends.kubernetes.facts import facts_of
 from orchestrator.backends.kubernetes.settings import KubernetesSettings
 
 ENFORCE = "pod-security.kubernetes.io/enforce"
+RUNNING = facts_of(
+    {
+        "metadata": {
+            "name": "tiltyard-a",
+            "uid": "u",
+            "resourceVersion": "1",
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+        },
+        "status": {
+            "phase": "Running",
+            "podIP": "10.0.0.1",
+            "containerStatuses": [{"name": "box", "state": {"running": {}}}],
+        },
+    }
+)
 SETTINGS = KubernetesSettings(deployment="check", host_id="h", state_dir=Path("/nowhere"), start_s=20.0)
 
 
@@ -132,5 +149,8 @@ def test_why_a_cluster_is_not_reached(status: int | None, what: str, row: str, w
 def test_every_reason_of_a_start_has_a_fix() -> None:
     assert "agent-image" in start_fix("its image cannot be pulled (ImagePullBackOff)")
     assert "quota" in start_fix("the namespace's quota is full")
-    assert "7070" in start_fix("the agent is silent")
+    assert "TILTYARD_KUBE_PORT_FORWARD" in start_fix(slow_start(None))
+    assert "TILTYARD_KUBE_PORT_FORWARD" in start_fix(slow_start(RUNNING))
+    assert "TILTYARD_KUBE_PORT_FORWARD" in start_fix(classify_end(RUNNING).message)
+    assert "add a node" in start_fix(slow_start(replace(RUNNING, running=False, unschedulable="0/1 nodes")))
     assert start_fix("whatever else")

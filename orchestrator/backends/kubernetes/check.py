@@ -317,8 +317,8 @@ def start_fix(message: str) -> str:
         return "push the image where the nodes pull it: `tiltyard deploy agent-image` makes the agent's"
     if "room" in message or "quota" in message:
         return "free some, add a node, or raise the quota of k8s/base"
-    if "silent" in message or "does not answer" in message or "come up" in message:
-        return f"let this process reach pods at port {AGENT_PORT}: run it in the cluster, or on a node"
+    if any(words in message for words in ("agent does not answer", "not reached", "come up")):
+        return f"let this process reach pods at port {AGENT_PORT}: run it in the cluster, on a node, or with TILTYARD_KUBE_PORT_FORWARD=true"
     return "kubectl get events -n tiltyard-sandboxes says more"
 
 

@@ -65,19 +65,22 @@ class Streamed:
         self._locks = NamedLocks()
 
     async def image(self, base: str, template: Template, workdir: str) -> str:
-        async with self._locks[template.key]:
-            await finish(None, _make, template, self._path(template))
+        await self._tar(template)
         return base
 
     async def seed(self, client: AgentClient, template: Template, deadline: float) -> None:
-        with await asyncio.to_thread(self._path(template).open, "rb") as tar:
+        path = await self._tar(template)  # it may have been the longest unused one while its pod started
+        with await asyncio.to_thread(path.open, "rb") as tar:
             await client.seed(tar, deadline=deadline)
 
     async def aclose(self) -> None:
         """Nothing is open."""
 
-    def _path(self, template: Template) -> Path:
-        return self._folder / f"{template.key}.tar"
+    async def _tar(self, template: Template) -> Path:
+        path = self._folder / f"{template.key}.tar"
+        async with self._locks[template.key]:
+            await finish(None, _make, template, path)
+        return path
 
 
 def _make(template: Template, path: Path) -> None:
